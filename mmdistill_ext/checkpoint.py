@@ -1,0 +1,123 @@
+"""Read weights without running code, write files that are never half there."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor, nn
+
+
+def load_weights(source: str, key: str = 'checkpoint') -> dict:
+    """Load a checkpoint's weights and meta data; nothing in it is executed.
+
+    Args:
+        source: A local file or an ``http(s)://`` URL (downloaded once, to torch's hub folder).
+        key: The config key to name in errors.
+
+    Returns:
+        ``dict(state_dict=..., meta=...)``; ``meta`` is empty for a bare state dict. A ``module.``
+        prefix of the keys is removed.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is truncated, is no checkpoint, or needs code to unpickle.
+    """
+    path = _download(source, key) if source.startswith(('http://', 'https://')) else Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"`{key}` should be an existing file or a URL. Found '{source}'.")
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(_refusal(path, key, error)) from None
+    except (RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"`{key}` should be a complete PyTorch checkpoint. '{source}' cannot be read, it may be "
+            f'truncated: {_first_line(error)}'
+        ) from None
+    state = content.get('state_dict', content) if isinstance(content, Mapping) else None
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"`{key}` should hold a state dict of tensors. '{source}' does not.")
+    return dict(
+        state_dict={name.removeprefix('module.'): value for name, value in state.items()},
+        meta=content.get('meta', {}) if 'state_dict' in content else {},
+    )
+
+
+def _download(url: str, key: str) -> Path:
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / url.split('?')[0].rsplit('/', 1)[-1]
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path))  # writes beside, then renames
+        except OSError as error:
+            raise ValueError(f"`{key}` cannot be downloaded from '{url}': {error}.") from None
+    return path
+
+
+def _refusal(path: Path, key: str, error: UnpicklingError) -> str:
+    try:
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except (AttributeError, RuntimeError, ValueError):  # PyTorch < 2.6, or no zip archive
+        found = re.findall(r'[Uu]nsupported (?:global: )?(?:GLOBAL|class) (\S+)', str(error))
+    if found:
+        return (
+            f"`{key}` should hold weights only. '{path}' needs code to unpickle and is refused; "
+            f'found in it: {", ".join(sorted(set(found)))}.'
+        )
+    return (
+        f"`{key}` should be a complete checkpoint of weights only. '{path}' is refused: "
+        f'{_first_line(error)}'
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def check_keys(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Require that ``state`` is exactly the model's: no key more or less, every shape equal.
+
+    ``num_batches_tracked`` may be missing (older checkpoints have none).
+
+    Raises:
+        ValueError: Names what differs.
+    """
+    own = model.state_dict()
+    missing = [k for k in own if k not in state and not k.endswith('num_batches_tracked')]
+    unexpected = [k for k in state if k not in own]
+    shapes = [
+        f'{k}: {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the model'
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    problems = [
+        f'{len(found)} {label} (e.g. {"; ".join(found[:3])})'
+        for label, found in (
+            ('missing keys', missing),
+            ('unexpected keys', unexpected),
+            ('different shapes', shapes),
+        )
+        if found
+    ]
+    if problems:
+        raise ValueError(f'{what} is of another model than its config: {", ".join(problems)}.')
+
+
+def write_atomic(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
+    """Call ``write`` on a temporary file beside ``path``, then rename it: all or nothing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-', suffix=path.suffix)
+    os.close(handle)
+    os.chmod(name, 0o644)
+    try:
+        write(Path(name))
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)

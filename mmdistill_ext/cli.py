@@ -1,0 +1,112 @@
+"""What the tools share: options, reading configs, checking checkpoints before a run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import nn
+
+from mmdistill_ext.checkpoint import check_keys, load_weights
+from mmdistill_ext.compat import require_framework
+from mmdistill_ext.distillers.build import FRAMEWORKS
+from mmdistill_ext.export import CONNECTORS
+
+
+def config_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options of every tool: ``config`` and ``--cfg-options``."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='config file path')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config, e.g. model.losses.sel.temperature=4. '
+        'Lists: key="[a,b]" or key=a,b; nested: key="[(a,b),(c,d)]", quoted, without spaces',
+    )
+    return parser
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of tools that start a runner."""
+    parser.add_argument('--work-dir', help='folder for logs, checkpoints and metrics')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of a distributed run were started',
+    )
+    # `--local-rank` is what torch.distributed.launch passes since PyTorch 2.0
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def load_config(path: str, options: dict | None = None) -> Config:
+    """Read a config, apply ``--cfg-options`` and register the framework of its default scope.
+
+    Raises:
+        FileNotFoundError: There is no such config.
+        ImportError: Its framework is not installed.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"`config` should be an existing file. Found '{path}'.")
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(options or {})
+    scope = cfg.get('default_scope')
+    if scope in FRAMEWORKS:
+        require_framework(scope, f"`default_scope`='{scope}' of {path}")
+        importlib.import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
+    return cfg
+
+
+def set_run_options(cfg: Config, args: argparse.Namespace) -> None:
+    """Apply the options of :func:`add_run_arguments`; the folder is option, config, file name."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('./work_dirs', Path(args.config).stem)
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner that the config asks for."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def check_checkpoint(model: nn.Module, source: str, key: str, partial: bool = False) -> None:
+    """Stop before a run whose checkpoint is missing, damaged, unsafe, or of another model.
+
+    mmengine only warns about keys that are missing or differ in shape, and runs on.
+
+    Args:
+        model: The model to be filled, possibly wrapped.
+        source: File or URL.
+        key: The option or config key to name in errors.
+        partial: Accept a start that fits in part: most of the file's tensors are used, or most
+            of the model's are filled. Otherwise everything that the model has must be there.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Any of the others.
+    """
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    state = load_weights(source, key)['state_dict']
+    own = model.state_dict()
+    if partial:
+        fitting = sum(k in own and own[k].shape == value.shape for k, value in state.items())
+        if 2 * fitting < min(len(own), len(state)):
+            raise ValueError(
+                f"`{key}` '{source}' is of another model: only {fitting} of its {len(state)} "
+                f"tensors fit the {len(own)} of the config's model."
+            )
+        return
+    used = {k: v for k, v in state.items() if k in own and not k.startswith(CONNECTORS)}
+    check_keys(model, used, f"`{key}` '{source}'")

@@ -1,0 +1,79 @@
+"""The few lines that bridge releases of the MM stack; run once, when the package is imported."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.device import get_device
+from mmengine.dist import utils as dist_utils
+from mmengine.logging import HistoryBuffer
+
+
+def has_framework(name: str) -> bool:
+    """Whether ``mmseg`` or ``mmdet`` is installed, without importing it."""
+    return find_spec(name) is not None
+
+
+def require_framework(name: str, why: str) -> None:
+    """Raise an ``ImportError`` that says what to install when a framework is missing."""
+    package = {'mmseg': 'mmsegmentation', 'mmdet': 'mmdetection'}[name]
+    if not has_framework(name):
+        raise ImportError(
+            f'{why} needs `{name}`, which is not installed: install `onedl-{package}` '
+            f'(or `{"mmdet" if name == "mmdet" else package}` of OpenMMLab).'
+        )
+
+
+def mend_config_scopes() -> None:
+    """Let ``mmseg::``, ``mmdet::`` and ``mmdistill_ext::`` be used in ``_base_``.
+
+    mmengine maps a scope to the *distribution* it expects (``mmsegmentation``), which the
+    maintained forks renamed (``onedl-mmsegmentation``). The module's own name works everywhere.
+    """
+    for scope in ('mmseg', 'mmdet', 'mmdistill_ext'):
+        MODULE2PACKAGE[scope] = scope
+
+
+def _history_getattr(owner, name):
+    """``getattr`` as a checkpoint may use it: for the statistics of ``HistoryBuffer`` only."""
+    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
+        return getattr(owner, name)
+    raise TypeError(f'A checkpoint may not read `{owner!r}.{name}`.')
+
+
+def mend_resume() -> None:
+    """Let mmengine's own training checkpoints load with ``weights_only=True``.
+
+    Stock mmengine 0.10.7 cannot read them on PyTorch >= 2.6, the maintained fork falls back to
+    unpickling anything. What they hold besides tensors is allowed here, once for the process.
+    """
+    core = getattr(np, '_core', None) or np.core
+    rebuild = [core.multiarray._reconstruct, core.multiarray.scalar]
+    dtypes = {type(np.dtype(name)) for name in ('f2', 'f4', 'f8', 'i4', 'i8', 'u1', 'u4', 'u8', '?')}
+    allowed = [HistoryBuffer, slice, np.ndarray, np.dtype, *rebuild, *dtypes]
+    if tuple(int(part) for part in torch.__version__.split('.')[:2]) >= (2, 6):  # (object, name)
+        allowed += [(call, f'numpy.core.multiarray.{call.__name__}') for call in rebuild]
+        allowed += [(_history_getattr, 'builtins.getattr')]
+    torch.serialization.add_safe_globals(allowed)
+
+
+def mend_cpu_distributed() -> None:
+    """Let ``--launcher pytorch`` start processes over gloo where there is no accelerator.
+
+    mmengine's initialisation calls ``torch.cuda.set_device`` whatever the backend is.
+    """
+    if get_device() != 'cpu':
+        return
+
+    def init_dist_pytorch(backend: str, init_backend: str = 'torch', **kwargs) -> None:
+        torch.distributed.init_process_group(backend=backend, **kwargs)
+
+    dist_utils._init_dist_pytorch = init_dist_pytorch
+
+
+mend_config_scopes()
+mend_resume()
+mend_cpu_distributed()

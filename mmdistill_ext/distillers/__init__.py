@@ -1,0 +1,5 @@
+"""Registered models that train a student with something besides its labels."""
+
+from mmdistill_ext.distillers.teacher_student import build_teacher_student
+
+__all__ = ['build_teacher_student']

@@ -1,0 +1,148 @@
+"""What a distilled student carries besides itself: the teacher and the terms of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mmengine.logging import MessageHub
+from torch import Tensor, nn
+
+from mmdistill_ext.distillers.schedule import Schedule
+from mmdistill_ext.distillers.teacher import Teacher
+from mmdistill_ext.functional.checks import check_labels
+from mmdistill_ext.registry import MODELS
+from mmdistill_ext.taps import Taps
+from mmdistill_ext.units.base import TaskLoss
+
+
+@dataclass
+class Term:
+    """One named loss between a head of the student and one of the teacher."""
+
+    name: str
+    loss: nn.Module
+    units: Callable
+    schedule: Schedule
+    task: TaskLoss | None = None
+
+
+class Distillation:
+    """One step of teacher-student training, around the student's own loss.
+
+    It is no ``nn.Module`` and copies of the student share it: the teacher is in memory once.
+
+    Args:
+        student: The built student.
+        teacher: The teacher's arguments (see :class:`Teacher`).
+        losses: Name -> config of a loss, with the distiller's own keys ``head``, ``teacher_head``,
+            ``weight``, ``begin``, ``warmup``, ``stop`` among the loss's.
+        units: Class that pairs two heads of the student's framework.
+        fuse_task_loss: Let the first term of a head form the head's own cross-entropy too, in the
+            same pass over the logits.
+
+    Raises:
+        ValueError: No losses, or a value of one is impossible.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: dict, losses: dict, units: type, fuse_task_loss: bool
+    ) -> None:
+        if not losses:
+            raise ValueError('`losses` should name at least one loss. Found none.')
+        self.teacher = Teacher(**teacher)
+        self.teacher.match_input(student)
+        self.terms: list[Term] = []
+        for name, cfg in losses.items():
+            self.terms.append(self._build_term(student, name, dict(cfg), units, fuse_task_loss))
+        self.classes: tuple[str, ...] = self.teacher.classes or tuple(
+            str(index) for index in range(self.terms[0].units.num_classes)
+        )
+        self._labels_checked = False
+
+    def _build_term(
+        self, student: nn.Module, name: str, cfg: dict, units: type, fuse_task_loss: bool
+    ) -> Term:
+        key = f'losses.{name}'
+        keys = ('weight', 'begin', 'warmup', 'stop')
+        schedule = Schedule(**{k: cfg.pop(k) for k in keys if k in cfg}, key=key)
+        head = cfg.pop('head', 'decode_head')
+        teacher_head = cfg.pop('teacher_head', 'decode_head')
+        cfg.setdefault('_scope_', MODELS.scope)
+        try:
+            loss = MODELS.build(cfg)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'`{key}`: {error}') from error
+        pair = units(student, self.teacher.model, head, teacher_head, key)
+        loss.check(pair.num_classes, pair.sigmoid)
+        first = all(term.units.student_tap != pair.student_tap for term in self.terms)
+        task = pair.task_loss('fuse_task_loss') if fuse_task_loss and first else None
+        return Term(name, loss, pair, schedule, task)
+
+    @property
+    def losses(self) -> dict[str, nn.Module]:
+        """Name -> loss module."""
+        return {term.name: term.loss for term in self.terms}
+
+    def __deepcopy__(self, memo: dict) -> Distillation:
+        return self
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Move or cast everything with the student (``.to()``, ``.half()``, ``.cuda()``)."""
+        for module in (self.teacher, *self.losses.values()):
+            module._apply(fn)
+
+    def active(self) -> list[tuple[Term, float]]:
+        """The terms that count at the current iteration, with their weights."""
+        iteration = MessageHub.get_current_instance().get_info('iter', 0)
+        weights = ((term, term.schedule.at(iteration)) for term in self.terms)
+        return [(term, weight) for term, weight in weights if weight > 0]
+
+    def step(
+        self,
+        student: nn.Module,
+        student_loss: Callable[..., dict],
+        inputs: Tensor,
+        data_samples: list,
+    ) -> dict[str, Tensor]:
+        """The student's own losses and those of the active terms; without any, just the former.
+
+        Args:
+            student: The student, for the taps.
+            student_loss: Its ``forward``.
+            inputs: Batch ``(B, 3, H, W)``, preprocessed for the student.
+            data_samples: The batch's data samples.
+
+        Returns:
+            Named scalars, as the framework's ``parse_losses`` takes them.
+        """
+        active = self.active()
+        if not active:
+            return student_loss(inputs, data_samples, mode='loss')
+        heads = list(dict.fromkeys(term.units.teacher_tap for term, _ in active))
+        teacher_calls = self.teacher(inputs, data_samples, heads)
+        paths = {term.units.student_tap: term.units.student_tap for term, _ in active}
+        replace = {term.units.student_tap: _no_loss for term, _ in active if term.task}
+        with Taps(student, paths, replace) as taps:
+            losses = student_loss(inputs, data_samples, mode='loss')
+            for term, weight in active:
+                pair = term.units
+                units = pair(
+                    taps[pair.student_tap], teacher_calls[pair.teacher_tap], data_samples, term.task
+                )
+                if not self._labels_checked:
+                    check_labels(units.labels, pair.num_classes, units.ignore_index)
+                for key, value in term.loss(units, weight).items():
+                    losses[f'{pair.prefix}.{_rename(key, term.name)}'] = value
+            taps.clear()
+        self._labels_checked = True
+        return losses
+
+
+def _no_loss(seg_logits: Tensor, batch_data_samples: list) -> dict:
+    """In place of a head's ``loss_by_feat`` when a term forms that loss in its own pass."""
+    return {}
+
+
+def _rename(key: str, name: str) -> str:
+    return f'loss_{name}' if key == 'loss' else key

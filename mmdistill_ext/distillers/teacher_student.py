@@ -1,0 +1,84 @@
+"""The teacher-student distiller (FIT, SEL and plain distillation)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from mmdistill_ext.compat import require_framework
+from mmdistill_ext.distillers.build import build_model
+from mmdistill_ext.distillers.distillation import Distillation
+from mmdistill_ext.registry import MODELS
+
+
+class DistilledModel:
+    """Mixed into the class of a built student: its loss gains the terms of a distillation.
+
+    The object stays the student it was: parameter names, checkpoint keys, attributes, optimizer
+    groups, validation and every hook see the plain model. (PyTorch's FSDP2 and
+    ``torch.nn.utils.parametrize`` extend modules in the same way.)
+    """
+
+    distillation: Distillation
+
+    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'):
+        """As the student's; ``mode='loss'`` adds the distillation's terms."""
+        if mode != 'loss':
+            return super().forward(inputs, data_samples, mode)
+        return self.distillation.step(self, super().forward, inputs, data_samples)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
+        self.distillation.apply(fn)
+        return super()._apply(fn, recurse)
+
+    def _set_device(self, device: torch.device) -> None:
+        self.distillation.teacher.model._set_device(device)
+        super()._set_device(device)
+
+
+@MODELS.register_module('TeacherStudentDistiller')
+def build_teacher_student(
+    student: dict | str, teacher: dict, losses: dict, fuse_task_loss: bool = False
+) -> BaseModel:
+    """Build a student that learns from its labels and from a frozen teacher.
+
+    Args:
+        student: A model dict, a config path, or ``'mmseg::pspnet/...py'``.
+        teacher: ``dict(model=..., checkpoint=...)``, with ``model`` in the same three forms (see
+            :class:`~mmdistill_ext.distillers.teacher.Teacher`).
+        losses: Name -> loss, e.g. ``dict(sel=dict(type='SelectiveLoss', temperature=2.0))``. Besides
+            the loss's own arguments each takes ``head`` and ``teacher_head`` (default
+            ``'decode_head'``), ``weight`` (>= 0), ``begin``, ``warmup`` and ``stop`` (iterations).
+            When all are off the teacher does not run.
+        fuse_task_loss: Form the head's own cross-entropy in the same block-wise pass.
+
+    Returns:
+        The student, its class extended by :class:`DistilledModel`; ``model.distillation`` holds the
+        teacher and the losses.
+
+    Raises:
+        ValueError: Student, teacher and losses do not fit each other; the message names the key.
+        FileNotFoundError: A config or checkpoint does not exist.
+    """
+    model = build_model(student, 'student')
+    distillation = Distillation(model, teacher, losses, _units_for(model), fuse_task_loss)
+    name = f'Distilled{type(model).__name__}'
+    model.__class__ = type(name, (DistilledModel, type(model)), {'__module__': __name__})
+    model.distillation = distillation
+    return model
+
+
+def _units_for(model: BaseModel) -> type:
+    require_framework('mmseg', 'TeacherStudentDistiller')
+    from mmseg.models.segmentors import BaseSegmentor
+
+    from mmdistill_ext.units.segmentation import SegmentationUnits
+
+    if not isinstance(model, BaseSegmentor):
+        raise ValueError(
+            f'`student` should be a segmentor of mmsegmentation. Found {type(model).__name__}.'
+        )
+    return SegmentationUnits

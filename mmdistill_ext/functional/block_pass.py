@@ -1,0 +1,151 @@
+"""The pass over all blocks: compare, weigh, and sum up losses and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .block_readers import CoarseLogits, FullLogits, Reading
+from .selective import select_units, unit_difference, unit_distillation
+
+
+class Block(NamedTuple):
+    """What a selection sees of one block of units, all without gradient."""
+
+    student_difference: Tensor  # (1, n)
+    teacher_difference: Tensor  # (1, n)
+    wins: Tensor  # (1, n) bool, the teacher's difference is smaller
+    teacher: Tensor  # (1, C, n) logits
+    labels: Tensor  # (1, n)
+    valid: Tensor  # (1, n) bool
+
+
+Selection = Callable[[Block], Tensor]
+"""Block -> weight of each unit, ``(1, n)``, bool or >= 0; units that are not valid never count."""
+
+SELECTIONS: dict[str, Selection] = {
+    'teacher_better': lambda block: block.wins,
+    'all': lambda block: block.valid,
+}
+
+
+@dataclass
+class BlockPass:
+    """Arguments of one pass; :meth:`run` leaves the sums and the gradients in its attributes.
+
+    The loss of a block is differentiated by autograd with respect to the block's logits, so every
+    kind of distance has one formula. The gradients are those of the sums, not yet normalised.
+    """
+
+    student: FullLogits | CoarseLogits
+    teacher: FullLogits | CoarseLogits
+    target: Tensor  # (B, units)
+    classes: int
+    selection: Selection
+    difference: str
+    distance: str
+    temperature: float
+    ignore_index: int
+    class_weight: Tensor | None
+    task: bool
+    task_class_weight: Tensor | None
+    block_bytes: int
+    differentiate: bool
+
+    def run(self) -> None:
+        """Go through all blocks."""
+        new, dtype = self.target.new_zeros, self.student.dtype
+        self.distill_sum = new((), dtype=dtype)
+        self.distill_weight = new((), dtype=dtype)
+        self.task_sum = new((), dtype=dtype)
+        self.correct = new((), dtype=torch.int64)
+        self.wins = new(self.target.shape, dtype=torch.bool)
+        self.histogram = new(2 * self.classes + 1, dtype=torch.int64)  # void, lost, won
+        wanted = (self.differentiate, self.differentiate and self.task)
+        gradients = [self.student.new_gradient() if want else None for want in wanted]
+        for image, start, stop in self._places():
+            self._block(image, start, stop, *gradients)
+        self.gradients = [None if g is None else self.student.in_shape(g) for g in gradients]
+        lost, won = self.histogram[1:].view(2, self.classes)
+        self.counts = torch.stack((lost + won, won))
+
+    def _places(self) -> Iterator[tuple[int, int, int]]:
+        images, units = self.target.shape
+        step = max(self.student.step, self.teacher.step)
+        step_bytes = step * self.student.channels * self.student.dtype.itemsize
+        size = max(1, self.block_bytes // step_bytes) * step
+        for image in range(images):
+            for start in range(0, units, size):
+                yield image, start, min(start + size, units)
+
+    def _block(
+        self,
+        image: int,
+        start: int,
+        stop: int,
+        distill_gradient: Tensor | None,
+        task_gradient: Tensor | None,
+    ) -> None:
+        student = self.student.read(image, start, stop, self.differentiate)
+        teacher = self.teacher.read(image, start, stop).values
+        labels = self.target[image : image + 1, start:stop].long()
+        block = self._compare(student.values, teacher, labels)
+        label = labels.where(block.valid, 0)
+        self.wins[image, start:stop] = block.wins[0]
+        bins = (1 + label + self.classes * block.wins).where(block.valid, 0)
+        self.histogram.scatter_add_(0, bins[0], torch.ones_like(bins[0]))
+
+        weight = self._weigh(self.selection(block), block.valid, self.class_weight, label)
+        self.distill_weight += weight.sum()
+        self.distill_sum += self._differentiate(
+            lambda x: unit_distillation(x, teacher, self.distance, self.temperature),
+            student,
+            weight,
+            distill_gradient,
+        )
+        if self.task:
+            weight = self._weigh(block.valid, block.valid, self.task_class_weight, label)
+            self.task_sum += self._differentiate(
+                lambda x: unit_difference(x, labels, 'ce', self.ignore_index),
+                student,
+                weight,
+                task_gradient,
+            )
+            self.correct += ((student.values.argmax(1) == labels) & block.valid).sum()
+
+    def _compare(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Block:
+        valid = labels != self.ignore_index
+        second = unit_difference(student, labels, self.difference, self.ignore_index)
+        first = unit_difference(teacher, labels, self.difference, self.ignore_index)
+        return Block(second, first, select_units(first, second, valid), teacher, labels, valid)
+
+    def _weigh(
+        self, weight: Tensor, valid: Tensor, class_weight: Tensor | None, label: Tensor
+    ) -> Tensor:
+        weight = weight.to(self.student.dtype).where(valid, 0)
+        return weight if class_weight is None else weight * class_weight[label]
+
+    def _differentiate(
+        self,
+        loss: Callable[[Tensor], Tensor],
+        student: Reading,
+        weight: Tensor,
+        gradient: Tensor | None,
+    ) -> Tensor:
+        """Weighted sum of a loss per unit; its gradient goes into ``gradient``.
+
+        Units of weight 0 are left out of both, whatever their logits (0 times NaN is NaN).
+        """
+        with torch.set_grad_enabled(gradient is not None):
+            logits = student.values.detach().requires_grad_(gradient is not None)
+            units = loss(logits)
+        left_out = weight == 0
+        if gradient is not None:
+            (upstream,) = torch.autograd.grad(units, logits, weight)
+            upstream.masked_fill_(left_out.unsqueeze(1), 0)
+            self.student.add_gradient(gradient, student, upstream)
+        return (units.detach() * weight).masked_fill_(left_out, 0).sum()

@@ -1,0 +1,190 @@
+"""Distillation, its gradient and the task's cross-entropy in one pass, block by block.
+
+The plain composition (:func:`~mmdistill_ext.functional.selective.selective_distillation`) keeps
+some ten tensors of the size of the full-resolution logits. Here each block of units is upsampled,
+compared, and turned into loss and gradient while it is in the processor's cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .block_pass import SELECTIONS, Block, BlockPass, Selection
+from .block_readers import logits_reader
+from .checks import (
+    check_choice,
+    check_class_weight,
+    check_difference,
+    check_distance,
+    check_logits,
+    check_same_classes,
+    check_temperature,
+    num_label_classes,
+)
+
+__all__ = ['SELECTIONS', 'Block', 'BlockwiseResult', 'Selection', 'blockwise_distillation']
+
+CPU_BLOCK_BYTES = 2**20
+DEVICE_BLOCK_BYTES = 2**25
+
+
+@dataclass(frozen=True)
+class BlockwiseResult:
+    """Sums of one pass; to normalise them is the caller's, who knows the other ranks' sums.
+
+    Attributes:
+        distill_sum: Scalar, ``sum_u weight_u * distance_u``; differentiable.
+        distill_weight: Scalar, ``sum_u weight_u``.
+        counts: ``(2, classes)`` int64: valid units, and units where the teacher wins, per label.
+        wins: ``(B, ...)`` bool, where the teacher wins; if asked for.
+        task_sum: Scalar, ``sum_u class_weight_u * cross_entropy_u``, differentiable; if asked for.
+        correct: Scalar int64, units whose label has the student's largest logit; with the task.
+    """
+
+    distill_sum: Tensor
+    distill_weight: Tensor
+    counts: Tensor
+    wins: Tensor | None = None
+    task_sum: Tensor | None = None
+    correct: Tensor | None = None
+
+
+def blockwise_distillation(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    *,
+    selection: str | Selection = 'teacher_better',
+    difference: str = 'ce',
+    distance: str = 'kl',
+    temperature: float = 1.0,
+    ignore_index: int = 255,
+    class_weight: Tensor | None = None,
+    student_align_corners: bool = False,
+    teacher_align_corners: bool = False,
+    task: bool = False,
+    task_class_weight: Tensor | None = None,
+    keep_contrast: bool = False,
+    block_bytes: int | None = None,
+) -> BlockwiseResult:
+    """Compare, select and distil (SEL-2 to SEL-6) without full-resolution logits in memory.
+
+    Values and gradients are those of the plain composition after
+    :func:`torch.nn.functional.interpolate`, in float32 (float64 for a float64 student), also under
+    autocast. Nothing waits for the device. On a GPU, a run that allows TF32 allows it here too.
+
+    Args:
+        student: ``(B, C, ...)``; a map ``(B, C, h, w)`` may have another size than the labels.
+        teacher: ``(B, C, ...)``, taken as constant; a map may have a size of its own.
+        target: ``(B, ...)``, class indices or ``ignore_index``.
+        selection: ``'teacher_better'``, ``'all'``, or a function of a :class:`Block` that gives
+            the weight of each unit.
+        difference: What decides who wins, see
+            :func:`~mmdistill_ext.functional.selective.unit_difference`.
+        distance: What is distilled, see
+            :func:`~mmdistill_ext.functional.selective.unit_distillation`.
+        temperature: > 0.
+        ignore_index: Label of units that are not valid.
+        class_weight: ``(classes,)``, >= 0, multiplies the weight of each unit by that of its label.
+        student_align_corners: How the student's map is upsampled.
+        teacher_align_corners: How the teacher's map is upsampled.
+        task: Form the task's cross-entropy and the number of correct units too.
+        task_class_weight: ``(classes,)``, class weights of that cross-entropy.
+        keep_contrast: Return where the teacher wins.
+        block_bytes: Size of one block of logits; by default 1 MiB on a CPU, 32 MiB on others.
+
+    Returns:
+        The sums, see :class:`BlockwiseResult`.
+
+    Raises:
+        ValueError: On unknown kinds, a temperature <= 0, or shapes and types that do not fit.
+    """
+    check_logits('student', student, target)
+    check_logits('teacher', teacher, target)
+    check_same_classes(student, teacher)
+    channels, size = student.shape[1], target.shape[1:]
+    check_difference(difference, channels)
+    check_distance(distance, channels)
+    check_temperature(temperature)
+    check_class_weight(class_weight, channels)
+    if task:
+        check_difference('ce', channels)
+        check_class_weight(task_class_weight, channels)
+    if isinstance(selection, str):
+        check_choice('selection', selection, tuple(SELECTIONS))
+        selection = SELECTIONS[selection]
+
+    dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
+    on_cpu = student.device.type == 'cpu'
+    block_pass = BlockPass(
+        student=logits_reader(student.detach(), size, student_align_corners, dtype),
+        teacher=logits_reader(teacher.detach(), size, teacher_align_corners, dtype),
+        target=target.flatten(1) if target.ndim > 1 else target[None],
+        classes=num_label_classes(channels),
+        selection=selection,
+        difference=difference,
+        distance=distance,
+        temperature=temperature,
+        ignore_index=ignore_index,
+        class_weight=None if class_weight is None else class_weight.to(target.device, dtype),
+        task=task,
+        task_class_weight=(
+            None if task_class_weight is None else task_class_weight.to(target.device, dtype)
+        ),
+        block_bytes=block_bytes or (CPU_BLOCK_BYTES if on_cpu else DEVICE_BLOCK_BYTES),
+        differentiate=torch.is_grad_enabled() and student.requires_grad,
+    )
+    with torch.autocast(student.device.type, enabled=False):
+        distill_sum, task_sum = _Sums.apply(student, block_pass)
+    return BlockwiseResult(
+        distill_sum=distill_sum,
+        distill_weight=block_pass.distill_weight,
+        counts=block_pass.counts,
+        wins=block_pass.wins.view(target.shape) if keep_contrast else None,
+        task_sum=task_sum if task else None,
+        correct=block_pass.correct if task else None,
+    )
+
+
+class _Sums(torch.autograd.Function):
+    """Runs the pass; its gradients, formed on the way, are scaled when the time comes."""
+
+    @staticmethod
+    def forward(ctx, student: Tensor, block_pass: BlockPass) -> tuple[Tensor, Tensor]:
+        block_pass.run()
+        ctx.gradients, block_pass.gradients = block_pass.gradients, None
+        ctx.dtype = student.dtype
+        ctx.set_materialize_grads(False)
+        return block_pass.distill_sum, block_pass.task_sum
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *scales: Tensor | None) -> tuple[Tensor | None, None]:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                'The gradients of `blockwise_distillation` were used up by an earlier backward '
+                'pass. Call that one with retain_graph=True.'
+            )
+        # Without another backward pass to come, the memory of the gradients becomes the result.
+        keep = _graph_is_kept()
+        total = None
+        for gradient, scale in zip(ctx.gradients, scales, strict=True):
+            if gradient is None or scale is None:
+                continue
+            if total is None:
+                total = gradient * scale if keep else gradient.mul_(scale)
+            else:
+                total.addcmul_(gradient, scale)
+        if not keep:
+            ctx.gradients = None
+        return None if total is None else total.to(ctx.dtype), None
+
+
+def _graph_is_kept() -> bool:
+    """Whether the running backward pass has ``retain_graph=True``; if unknown, True."""
+    known = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', None)
+    return True if known is None else known()

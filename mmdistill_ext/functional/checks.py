@@ -1,0 +1,123 @@
+"""What every function of this package demands of its arguments, each rule written once."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+DIFFERENCES = ('ce', 'bce')
+DISTANCES = ('kl', 'reverse_kl', 'mse', 'bce')
+AVERAGES = ('selected', 'valid')
+
+
+def num_label_classes(channels: int) -> int:
+    """Number of label values of logits with so many channels: one channel is a binary head."""
+    return max(channels, 2)
+
+
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f'`{name}` should be one of {", ".join(allowed)}. Found {name}={value!r}.')
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ``ValueError`` unless the temperature is a finite number above 0."""
+    number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
+    if not number or not math.isfinite(temperature) or temperature <= 0:
+        raise ValueError(
+            f'`temperature` should be a finite number > 0. Found temperature={temperature!r}.'
+        )
+
+
+def check_difference(kind: str, channels: int) -> None:
+    """Raise ``ValueError`` unless the difference exists for logits with so many channels."""
+    check_choice('difference', kind, DIFFERENCES)
+    if kind == 'ce' and channels == 1:
+        raise ValueError(
+            "`difference='ce'` is 0 everywhere on logits with one channel: a binary head needs "
+            "difference='bce'. Found channels=1."
+        )
+
+
+def check_distance(kind: str, channels: int) -> None:
+    """Raise ``ValueError`` unless the distance exists for logits with so many channels."""
+    check_choice('distance', kind, DISTANCES)
+    if kind in ('kl', 'reverse_kl') and channels == 1:
+        raise ValueError(
+            f'`distance={kind!r}` is 0 everywhere on logits with one channel: a binary head needs '
+            "distance='bce' or 'mse'. Found channels=1."
+        )
+
+
+def check_logits(name: str, logits: Tensor, target: Tensor | None = None) -> None:
+    """Raise ``ValueError`` unless logits are floating ``(B, C, ...)`` of the target's rank."""
+    if not logits.is_floating_point() or logits.ndim < 2 or logits.shape[1] == 0:
+        raise ValueError(
+            f'`{name}` should be floating point logits (B, C, ...) with C >= 1. '
+            f'Found {logits.dtype} of shape {tuple(logits.shape)}.'
+        )
+    if target is None:
+        return
+    if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
+        raise ValueError(f'`target` should hold integer class indices. Found {target.dtype}.')
+    if target.ndim != logits.ndim - 1 or target.shape[0] != logits.shape[0]:
+        raise ValueError(
+            f'`target` should have the shape (B, ...) of `{name}` without its classes. '
+            f'Found {tuple(target.shape)} for logits of shape {tuple(logits.shape)}.'
+        )
+
+
+def check_same_size(name: str, logits: Tensor, target: Tensor) -> None:
+    """Raise ``ValueError`` unless there is one label per unit of the logits."""
+    check_logits(name, logits, target)
+    if logits.shape[2:] != target.shape[1:]:
+        raise ValueError(
+            f'`target` should have one label per unit of `{name}`. '
+            f'Found {tuple(target.shape)} for logits of shape {tuple(logits.shape)}.'
+        )
+
+
+def check_same_classes(student: Tensor, teacher: Tensor) -> None:
+    """Raise ``ValueError`` unless student and teacher agree in batch and classes."""
+    if student.shape[:2] != teacher.shape[:2]:
+        raise ValueError(
+            '`student` and `teacher` should have the same batch size and number of classes. '
+            f'Found {tuple(student.shape)} and {tuple(teacher.shape)}.'
+        )
+
+
+def check_class_weight(class_weight: Tensor | None, channels: int) -> None:
+    """Raise ``ValueError`` unless there is one weight per class."""
+    expected = (num_label_classes(channels),)
+    if class_weight is not None and tuple(class_weight.shape) != expected:
+        raise ValueError(
+            f'`class_weight` should hold one weight per class, shape {expected}. '
+            f'Found shape {tuple(class_weight.shape)}.'
+        )
+
+
+def check_labels(target: Tensor, num_classes: int, ignore_index: int = 255) -> None:
+    """Raise ``ValueError`` when a label is neither a class nor ignored.
+
+    Looks at the values, which on a GPU waits for the device: for the start of a run, not for
+    every step.
+
+    Args:
+        target: Class indices of any shape.
+        num_classes: Number of classes of the labels; 2 for a binary head with one channel.
+        ignore_index: Label of units that are not valid.
+
+    Raises:
+        ValueError: Names the offending values.
+    """
+    values = target.unique()
+    wrong = values[((values < 0) | (values >= num_classes)) & (values != ignore_index)].tolist()
+    if wrong:
+        shown = ', '.join(map(str, wrong[:10])) + (', ...' if len(wrong) > 10 else '')
+        raise ValueError(
+            f'Labels should be in [0, {num_classes}) or ignore_index={ignore_index}. '
+            f'Found the values {shown}.'
+        )

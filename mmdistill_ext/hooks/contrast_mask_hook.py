@@ -1,0 +1,121 @@
+"""Contrast masks of the training batches, while they are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from mmdistill_ext.functional.selective import contrast_mask
+from mmdistill_ext.registry import HOOKS
+from mmdistill_ext.visualization import check_contrast_values, contrast_overlay, write_png
+
+
+@HOOKS.register_module()
+class ContrastMaskHook(Hook):
+    """Shows where the teacher beats the student, every ``interval`` iterations (SEL-4, SEL-8).
+
+    Every image of the batch gives a mask,
+    ``<work_dir>/<time>/vis_data/contrast_masks/iter_<n>/<loss>/<i>_<image>.png``, of the size that
+    it has in the batch, after augmentation and before padding; and an overlay in the visualizer,
+    so in local files, TensorBoard and whatever else the config names. The masks are those of the
+    training step itself: there is no second forward.
+
+    Args:
+        interval: Iterations between pictures.
+        max_images: At most so many images of a batch.
+        values: Grey values of the masks, any of ``teacher`` (255), ``student`` (0), ``void`` (128).
+        alpha: Weight of the colour in overlays, in ``[0, 1]``.
+        losses: Names of the losses to show; all that compare when not given.
+
+    Raises:
+        ValueError: An impossible value, or a loss that does not exist or does not compare.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(
+        self,
+        interval: int = 500,
+        max_images: int = 4,
+        values: Mapping[str, int] | None = None,
+        alpha: float = 0.5,
+        losses: list[str] | None = None,
+    ) -> None:
+        for name, value in (('interval', interval), ('max_images', max_images)):
+            if value < 1:
+                raise ValueError(f'`ContrastMaskHook.{name}` should be >= 1. Found {value}.')
+        if not 0 <= alpha <= 1:
+            raise ValueError(f'`ContrastMaskHook.alpha` should be in [0, 1]. Found {alpha}.')
+        self.interval = interval
+        self.max_images = max_images
+        self.values = check_contrast_values(values, 'ContrastMaskHook.values')
+        self.alpha = alpha
+        self.names = losses
+        self.losses: dict[str, nn.Module] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Find the losses."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        found = getattr(model, 'distillation', None)
+        losses = found.losses if found else {}
+        comparing = {name: loss for name, loss in losses.items() if hasattr(loss, 'pop_contrast')}
+        wrong = sorted(set(self.names or ()) - set(comparing))
+        if wrong or not comparing:
+            raise ValueError(
+                '`ContrastMaskHook.losses` should name losses of the model that compare teacher and '
+                f'student: {sorted(comparing) or "there are none"}. Found {wrong or self.names}.'
+            )
+        self.losses = {name: comparing[name] for name in self.names or comparing}
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        """Ask the losses to keep their comparison."""
+        if is_main_process() and self.every_n_train_iters(runner, self.interval):
+            for loss in self.losses.values():
+                loss.keep_contrast = True
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Write what they kept."""
+        if not (is_main_process() and self.every_n_train_iters(runner, self.interval)):
+            return
+        step = runner.iter + 1
+        folder = Path(runner.log_dir, 'vis_data', 'contrast_masks', f'iter_{step}')
+        for name, loss in self.losses.items():
+            loss.keep_contrast = False
+            contrast = loss.pop_contrast()
+            if contrast is None:  # the loss is not on yet, or no more
+                continue
+            masks = contrast_mask(*contrast, **self.values)[: self.max_images].cpu().numpy()
+            for i, (image, stem, mask) in enumerate(_unpadded(data_batch, masks)):
+                write_png(folder / name / f'{i}_{stem}.png', mask)
+                overlay = contrast_overlay(image, mask, self.values, self.alpha)
+                runner.visualizer.add_image(f'contrast_{name}_{i}', overlay, step)
+
+
+def _unpadded(data_batch: dict, masks: np.ndarray) -> Iterator[tuple[np.ndarray, str, np.ndarray]]:
+    """Image (RGB), name and mask of each sample, at the size before the batch was padded."""
+    for inputs, sample, mask in zip(data_batch['inputs'], data_batch['data_samples'], masks):
+        image = _to_rgb(inputs)
+        height, width = image.shape[:2]
+        path = getattr(sample, 'img_path', None)
+        yield image, Path(path).stem if path else 'image', mask[:height, :width]
+
+
+def _to_rgb(inputs: Tensor) -> np.ndarray:
+    """``(H, W, 3)`` uint8 RGB from the loader's ``(3, H, W)`` BGR or ``(1, H, W)`` grey."""
+    pixels = inputs.detach().clamp(0, 255).byte().cpu().numpy().transpose(1, 2, 0)
+    return np.ascontiguousarray(pixels.repeat(3, 2) if pixels.shape[2] == 1 else pixels[..., 2::-1])

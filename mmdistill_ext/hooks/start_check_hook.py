@@ -1,0 +1,144 @@
+"""Look at labels and teacher before the first iteration, not at the 5,000th."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from mmdistill_ext.registry import HOOKS
+from mmdistill_ext.rng import isolated_rng
+
+
+@HOOKS.register_module()
+class StartCheckHook(Hook):
+    """Refuses to start on labels outside the classes, or on a teacher that is not what it should be.
+
+    Args:
+        check_labels: How many training labels to look at, evenly spread over the data set; 0 for
+            none. (The first batch is always looked at, without this hook too.)
+        check_teacher: Score the teacher once on the validation data.
+        floor: With ``check_teacher``, metric -> smallest score that is acceptable, e.g.
+            ``dict(mIoU=40.0)``, in the evaluator's unit.
+
+    Raises:
+        ValueError: A label is outside the classes, the teacher's classes are in another order than
+            the data's, or the teacher scores below the floor.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(
+        self,
+        check_labels: int = 500,
+        check_teacher: bool = False,
+        floor: dict[str, float] | None = None,
+    ) -> None:
+        if check_labels < 0:
+            raise ValueError(f'`StartCheckHook.check_labels` should be >= 0. Found {check_labels}.')
+        if floor and not check_teacher:
+            raise ValueError(f'`StartCheckHook.floor`={floor} needs `check_teacher=True`.')
+        self.check_labels = check_labels
+        self.check_teacher = check_teacher
+        self.floor = dict(floor or {})
+
+    def before_train(self, runner: Runner) -> None:
+        """Run the checks; random states are as before afterwards."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        distillation = getattr(model, 'distillation', None)
+        if distillation is None:
+            raise ValueError(
+                '`StartCheckHook` needs a model with a teacher, e.g. '
+                f"type='mmdistill_ext.TeacherStudentDistiller'. Found {type(model).__name__}."
+            )
+        dataset = runner.train_dataloader.dataset
+        check_class_order(distillation.teacher.classes, dataset.metainfo.get('classes'))
+        head = distillation.terms[0].units.head
+        with isolated_rng():
+            if self.check_labels and is_main_process():
+                scan_labels(dataset, self.check_labels, head.num_classes, head.ignore_index)
+            if self.check_teacher:
+                scores = score_teacher(runner, distillation.teacher.model)
+                print_log(f'Teacher on the validation data: {scores}', logger='current')
+                check_floor(scores, self.floor)
+
+
+def check_class_order(teacher: tuple[str, ...] | None, data: tuple[str, ...] | None) -> None:
+    """Refuse a teacher that knows the same classes under other indices."""
+    if teacher and data and sorted(teacher) == sorted(data) and tuple(teacher) != tuple(data):
+        raise ValueError(
+            '`teacher.checkpoint` should have the classes in the order of the training data. '
+            f'Found {tuple(teacher)} in the checkpoint, {tuple(data)} in the data.'
+        )
+
+
+def check_floor(scores: dict[str, float], floor: dict[str, float]) -> None:
+    """Compare a teacher's scores with the smallest acceptable ones (NaN is below any)."""
+    for metric, least in floor.items():
+        found = {name: value for name, value in scores.items() if name.split('/')[-1] == metric}
+        if not found:
+            raise ValueError(
+                f"`StartCheckHook.floor` should name a metric of the validation, '{metric}' is none. "
+                f'Found {sorted(scores)}.'
+            )
+        for value in found.values():
+            if not value >= least:
+                raise ValueError(
+                    f'The teacher should reach {metric} >= {least} on the validation data '
+                    f'(`StartCheckHook.floor`). Found {value}: is `teacher.checkpoint` the right one?'
+                )
+
+
+def scan_labels(dataset, limit: int, num_classes: int, ignore_index: int) -> None:
+    """Read up to ``limit`` label images with the pipeline's own loader and check their values."""
+    for part in _datasets(dataset):
+        loaders = [t for t in part.pipeline.transforms if type(t).__name__ == 'LoadAnnotations']
+        step = max(1, len(part) // limit)
+        for index in range(0, len(part), step):
+            sample = part.get_data_info(index)
+            for loader in loaders:
+                sample = loader(sample)
+            if 'gt_seg_map' not in sample:
+                return
+            values = np.unique(sample['gt_seg_map'])
+            wrong = values[((values < 0) | (values >= num_classes)) & (values != ignore_index)]
+            if wrong.size:
+                raise ValueError(
+                    f'Labels should be in [0, {num_classes}) or {ignore_index} (ignored). Found '
+                    f"{wrong.tolist()} in '{sample['seg_map_path']}': check "
+                    '`train_dataloader.dataset` (reduce_zero_label, label_map) and `num_classes`.'
+                )
+
+
+def _datasets(dataset) -> Iterator:
+    """The plain data sets inside wrappers such as RepeatDataset and ConcatDataset."""
+    if hasattr(dataset, 'datasets'):
+        for part in dataset.datasets:
+            yield from _datasets(part)
+    elif hasattr(dataset, 'dataset'):
+        yield from _datasets(dataset.dataset)
+    else:
+        yield dataset
+
+
+def score_teacher(runner: Runner, teacher: nn.Module) -> dict[str, float]:
+    """Metrics of the teacher on the run's own validation data and evaluator."""
+    if runner.cfg.get('val_dataloader') is None or runner.cfg.get('val_evaluator') is None:
+        raise ValueError(
+            '`StartCheckHook.check_teacher=True` needs `val_dataloader` and `val_evaluator`. '
+            'Found none.'
+        )
+    loader = Runner.build_dataloader(runner.cfg.val_dataloader, seed=runner.seed)
+    evaluator = runner.build_evaluator(runner.cfg.val_evaluator)
+    evaluator.dataset_meta = getattr(loader.dataset, 'metainfo', None)
+    with torch.no_grad():
+        for batch in loader:
+            evaluator.process(data_samples=teacher.val_step(batch), data_batch=batch)
+    return evaluator.evaluate(len(loader.dataset))

@@ -1,0 +1,139 @@
+"""Capture what chosen modules and methods take and return in a forward, and leave no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from torch import nn
+
+
+def resolve(root: nn.Module, path: str, key: str) -> tuple[Any, str]:
+    """Find the callable behind a dotted path; a module stands for its ``forward``.
+
+    Args:
+        root: The model that the path starts from.
+        path: Dotted path such as ``'decode_head'``, ``'auxiliary_head.0'`` or
+            ``'bbox_head.loss_by_feat'``.
+        key: The config key to name in errors.
+
+    Returns:
+        The owner and the name of the method.
+
+    Raises:
+        ValueError: Part of the path does not exist, or the end is not callable.
+    """
+    owner, target, walked = None, root, type(root).__name__
+    for part in path.split('.'):
+        children = getattr(target, '_modules', {})
+        found = children.get(part) if part in children else getattr(target, part, None)
+        if found is None:
+            known = ', '.join(children) or 'no submodules'
+            raise ValueError(
+                f"`{key}` should be a dotted path to a module or method. Found '{path}': "
+                f"{walked} has no '{part}', only: {known}."
+            )
+        owner, target, walked = target, found, f'{walked}.{part}'
+    if isinstance(target, nn.Module):
+        return target, 'forward'
+    if not callable(target):
+        raise ValueError(f"`{key}` should lead to a module or method. Found '{path}', a {type(target)}.")
+    return owner, path.rsplit('.', 1)[-1]
+
+
+class Call(NamedTuple):
+    """One recorded call."""
+
+    args: tuple
+    kwargs: dict
+    output: Any
+
+
+class Taps:
+    """Context manager that records the calls of modules and methods.
+
+    Methods are wrapped on the instance, modules through their ``forward``, because the heads of
+    mmseg and mmdet are mostly called by method, where forward hooks do not fire. On leaving, also
+    by an exception, every wrapper is gone; the records live until :meth:`clear` or the next entry.
+
+    Args:
+        root: The model.
+        paths: Name -> dotted path (see :func:`resolve`).
+        replace: Dotted path of a method -> what to call instead of it.
+        key: The config key to name in errors.
+
+    Raises:
+        ValueError: A path does not exist.
+
+    Example:
+        >>> with Taps(model, dict(logits='decode_head')) as taps:
+        ...     losses = model.loss(inputs, data_samples)
+        >>> taps['logits'].output.shape
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        paths: Mapping[str, str],
+        replace: Mapping[str, Callable] | None = None,
+        key: str = 'tap',
+    ) -> None:
+        self._targets = {name: (path, *resolve(root, path, key)) for name, path in paths.items()}
+        self._replace = [(*resolve(root, path, key), new) for path, new in (replace or {}).items()]
+        self._records: dict[str, list[Call]] = {}
+        self._undo: list[tuple[Any, str, Any]] = []
+
+    def __enter__(self) -> Taps:
+        self._records = {name: [] for name in self._targets}
+        for owner, method, new in self._replace:
+            self._set(owner, method, new)
+        for name, (_, owner, method) in self._targets.items():
+            self._set(owner, method, self._recorder(getattr(owner, method), self._records[name]))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        while self._undo:
+            owner, method, previous = self._undo.pop()
+            if previous is None:
+                del owner.__dict__[method]
+            else:
+                owner.__dict__[method] = previous
+        if kind is not None:
+            self.clear()
+
+    def __getitem__(self, name: str) -> Call:
+        """The only call; ``RuntimeError`` when there were none or several."""
+        calls = self._records[name]
+        if len(calls) != 1:
+            raise RuntimeError(
+                f"Tap '{name}' on '{self._targets[name][0]}' should see one call per step. "
+                f'Found {len(calls)}.'
+            )
+        return calls[0]
+
+    def all(self, name: str) -> list[Call]:
+        """All calls, in order."""
+        return self._records[name]
+
+    def clear(self) -> None:
+        """Drop the records, so that no activation outlives the step."""
+        self._records = {name: [] for name in self._targets}
+
+    def _set(self, owner: Any, method: str, new: Callable) -> None:
+        self._undo.append((owner, method, owner.__dict__.get(method)))
+        owner.__dict__[method] = new
+
+    @staticmethod
+    def _recorder(call: Callable, record: list) -> Callable:
+        def wrapper(*args, **kwargs):
+            output = call(*args, **kwargs)
+            record.append(Call(args, kwargs, output))
+            return output
+
+        return wrapper

@@ -1,0 +1,42 @@
+"""What all tests share: the real data's folders, and settings that make runs repeatable."""
+
+import os
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Loaded machines are slow, and a failure must come back on the next run.
+settings.register_profile('repeatable', deadline=None, derandomize=True)
+settings.load_profile('repeatable')
+
+
+def pytest_report_header() -> str:
+    """Name the frameworks under test: the same suite runs on two families of them."""
+    names = ('torch', 'mmengine', 'mmcv', 'mmsegmentation', 'mmdet', 'mmdetection')
+    found = {dist.metadata['Name']: dist.version for dist in metadata.distributions()}
+    return ', '.join(
+        f'{name} {found[name]}' for stem in names for name in (stem, f'onedl-{stem}') if name in found
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests on real data where there is none."""
+    if {'MMDISTILL_DATA', 'MMDISTILL_MODELS'} <= os.environ.keys():
+        return
+    left_out = [item for item in items if item.get_closest_marker('real_data')]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture(scope='session')
+def data_root() -> Path:
+    """Return the folder of the data sets; for tests marked ``real_data``."""
+    return Path(os.environ['MMDISTILL_DATA'])
+
+
+@pytest.fixture(scope='session')
+def models_root() -> Path:
+    """Return the folder of the trained teachers; for tests marked ``real_data``."""
+    return Path(os.environ['MMDISTILL_MODELS'])

@@ -1,0 +1,115 @@
+import copy
+
+import pytest
+import torch
+
+from mmdistill_ext.distillers.build import build_model
+from mmdistill_ext.distillers.teacher import Teacher
+from tests import tiny_seg
+
+
+def model_cfg(**preprocessor):
+    cfg = tiny_seg.model(8)
+    cfg['data_preprocessor'].update(preprocessor)
+    cfg['decode_head']['dropout_ratio'] = 0.5
+    return cfg
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    return tiny_seg.save_weights(tmp_path_factory.mktemp('teacher') / 't.pth', model_cfg(), seed=1)
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    return torch.randn(2, 3, 32, 40), tiny_seg.samples(torch.randint(0, 3, (2, 32, 40)))
+
+
+def test_it_stays_frozen_and_in_eval_mode(checkpoint, batch):
+    teacher = Teacher(model_cfg(), checkpoint).train()
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    before = copy.deepcopy(teacher.state_dict())
+    first, second = (teacher(*batch, ['decode_head'])['decode_head'].output for _ in range(2))
+    assert torch.equal(first, second)  # no dropout
+    assert not first.requires_grad
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+
+
+def test_output_is_that_of_tensor_mode(checkpoint, batch):
+    teacher = Teacher(model_cfg(), checkpoint)
+    plain = build_model(model_cfg()).eval()
+    plain.load_state_dict(torch.load(checkpoint)['state_dict'])
+    call = teacher(*batch, ['decode_head'])['decode_head']
+    assert torch.equal(call.output, plain(batch[0], mode='tensor'))
+
+
+def test_building_it_draws_no_random_number(checkpoint):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    Teacher(model_cfg(), checkpoint)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_auxiliary_head_runs_on_the_features(tmp_path, batch):
+    cfg = model_cfg()
+    cfg['auxiliary_head'] = dict(copy.deepcopy(cfg['decode_head']), in_channels=32, in_index=2)
+    path = tiny_seg.save_weights(tmp_path / 't.pth', cfg, seed=1)
+    teacher = Teacher(cfg, path)
+    calls = teacher(*batch, ['decode_head', 'auxiliary_head'])
+    features = teacher.model.extract_feat(batch[0])
+    assert torch.equal(calls['auxiliary_head'].output, teacher.model.auxiliary_head(features))
+
+
+@pytest.mark.parametrize(
+    'own',
+    [
+        dict(),
+        dict(mean=[10.0, 20.0, 30.0], std=[50.0, 60.0, 70.0], pad_val=3),
+        dict(mean=[10.0, 20.0, 30.0], std=[50.0, 60.0, 70.0], bgr_to_rgb=False),
+        dict(mean=None, std=None, bgr_to_rgb=False),
+    ],
+)
+def test_teacher_gets_the_input_it_was_trained_on(tmp_path, own):
+    cfg = model_cfg(**own)
+    teacher = Teacher(cfg, tiny_seg.save_weights(tmp_path / 't.pth', cfg, seed=1))
+    student = build_model(model_cfg())
+    teacher.match_input(student)
+    images = [torch.randint(0, 256, size, dtype=torch.uint8) for size in ((3, 32, 40), (3, 20, 28))]
+    labels = [torch.zeros(size[1:], dtype=torch.int64) for size in ((3, 32, 40), (3, 20, 28))]
+
+    def preprocessed(model):
+        data = dict(inputs=images, data_samples=[tiny_seg.sample(label) for label in labels])
+        return model.data_preprocessor(data, training=True)
+
+    data = preprocessed(student)
+    converted = teacher.convert(data['inputs'].clone(), data['data_samples'])
+    expected = preprocessed(teacher.model)['inputs']
+    torch.testing.assert_close(converted, expected, atol=1e-3, rtol=1e-5)
+    if not own:
+        assert teacher.convert(data['inputs'], data['data_samples']) is data['inputs']
+
+
+def test_compiled_and_channels_last_teachers_say_the_same(checkpoint, batch, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda module: compiled.append(module))
+    plain, fast = Teacher(model_cfg(), checkpoint), Teacher(model_cfg(), checkpoint, True, True)
+    assert compiled == [fast.model.backbone]
+    outputs = [t(*batch, ['decode_head'])['decode_head'].output for t in (plain, fast)]
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'error', 'message'),
+    [
+        (dict(checkpoint=None), ValueError, '`teacher.checkpoint` should be the file or URL'),
+        (dict(checkpoint='nowhere.pth'), FileNotFoundError, "`teacher.checkpoint`.*'nowhere.pth'"),
+        (dict(model=tiny_seg.model(4)), ValueError, '`teacher.checkpoint`.*is of another model'),
+        (dict(model='nowhere.py'), FileNotFoundError, "`teacher.model`.*'nowhere.py'"),
+    ],
+)
+def test_errors_at_start_name_the_key(checkpoint, arguments, error, message):
+    with pytest.raises(error, match=message):
+        Teacher(**{**dict(model=model_cfg(), checkpoint=checkpoint), **arguments})

@@ -1,0 +1,115 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import MessageHub
+from torch import nn
+
+from mmdistill_ext.checkpoint import check_keys, load_weights, write_atomic
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ('should-never-exist',)
+
+
+@pytest.fixture
+def linear(tmp_path):
+    model = nn.Linear(2, 3)
+    path = tmp_path / 'model.pth'
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(epoch=3)), path)
+    return model, str(path)
+
+
+def test_weights_and_meta_are_read(linear):
+    model, path = linear
+    loaded = load_weights(path)
+    assert loaded['meta'] == dict(epoch=3)
+    torch.testing.assert_close(dict(loaded['state_dict']), dict(model.state_dict()))
+
+
+def test_bare_state_dict_of_a_wrapped_model_is_read(tmp_path):
+    model = nn.Linear(2, 3)
+    path = tmp_path / 'bare.pth'
+    torch.save({f'module.{k}': v for k, v in model.state_dict().items()}, path)
+    assert set(load_weights(str(path))['state_dict']) == {'weight', 'bias'}
+
+
+def test_training_checkpoint_of_mmengine_is_read_without_running_code(tmp_path):
+    hub = MessageHub('test_checkpoint')
+    hub.update_scalar('train/loss', np.float32(0.5))
+    hub.update_scalar('train/loss', torch.tensor(0.25))
+    path = tmp_path / 'iter_1.pth'
+    torch.save(dict(state_dict=nn.Linear(1, 1).state_dict(), message_hub=hub.state_dict()), path)
+    assert set(load_weights(str(path))['state_dict']) == {'weight', 'bias'}
+
+
+def test_missing_file_names_key_and_path():
+    with pytest.raises(FileNotFoundError, match="`teacher.checkpoint`.*Found 'nowhere.pth'"):
+        load_weights('nowhere.pth', 'teacher.checkpoint')
+
+
+@pytest.mark.parametrize('share', [0.0, 0.3, 0.95])
+def test_truncated_file_is_refused(linear, tmp_path, share):
+    content = open(linear[1], 'rb').read()
+    path = tmp_path / 'cut.pth'
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ValueError, match='`checkpoint`') as caught:
+        load_weights(str(path))
+    assert 'cut.pth' in str(caught.value)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_file_that_needs_code_is_refused_and_says_what_it_found(tmp_path, monkeypatch, zipped):
+    monkeypatch.chdir(tmp_path)
+    content = dict(state_dict=nn.Linear(1, 1).state_dict(), extra=Evil())
+    torch.save(content, 'evil.pth', _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match='weights only.*refused.*mkdir'):
+        load_weights('evil.pth')
+    assert not (tmp_path / 'should-never-exist').exists()
+
+
+@pytest.mark.parametrize('content', [dict(), dict(state_dict=dict()), dict(epoch=1), [1, 2]])
+def test_file_without_weights_is_refused(tmp_path, content):
+    path = tmp_path / 'other.pth'
+    torch.save(content, path)
+    with pytest.raises(ValueError, match='state dict of tensors'):
+        load_weights(str(path))
+
+
+def test_equal_keys_pass_and_batch_counters_may_be_missing():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    state = {k: v for k, v in model.state_dict().items() if 'num_batches' not in k}
+    check_keys(model, state, 'file')
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda state: state.pop('bias'), '1 missing keys .e.g. bias'),
+        (lambda state: state.update(extra=torch.zeros(1)), '1 unexpected keys .e.g. extra'),
+        (lambda state: state.update(bias=torch.zeros(4)), r'bias: \(4,\) in the file, \(3,\) in the'),
+    ],
+)
+def test_other_model_is_refused(change, message):
+    model = nn.Linear(2, 3)
+    state = dict(model.state_dict())
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        check_keys(model, state, 'file')
+
+
+def test_write_is_all_or_nothing(tmp_path):
+    path = tmp_path / 'folder' / 'a.txt'
+    write_atomic(path, lambda p: p.write_text('first'))
+    assert path.read_text() == 'first'
+
+    def fail(part):
+        part.write_text('sec')
+        raise OSError('disk full')
+
+    with pytest.raises(OSError, match='disk full'):
+        write_atomic(path, fail)
+    assert path.read_text() == 'first'
+    assert os.listdir(path.parent) == ['a.txt']

@@ -1,0 +1,32 @@
+import pytest
+from mmengine.hub import get_config
+
+from mmdistill_ext import compat
+
+
+def test_framework_configs_are_found_under_either_distribution_name():
+    cfg = get_config('mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py')
+    assert cfg.model.type == 'EncoderDecoder'
+
+
+def test_own_configs_are_found():
+    assert get_config('mmdistill_ext::plain/fpn_r18-w16_800_camvid-192x256.py').model.backbone.depth == 18
+
+
+def test_missing_framework_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(compat, 'find_spec', lambda name: None)
+    assert not compat.has_framework('mmseg')
+    with pytest.raises(ImportError, match=r'The demo needs `mmseg`.*onedl-mmsegmentation'):
+        compat.require_framework('mmseg', 'The demo')
+    with pytest.raises(ImportError, match=r'`mmdet`.*onedl-mmdetection'):
+        compat.require_framework('mmdet', 'Detection')
+
+
+def test_only_statistics_are_read_from_a_history_buffer():
+    from mmengine.logging import HistoryBuffer
+
+    assert compat._history_getattr(HistoryBuffer, 'min') is HistoryBuffer.min
+    with pytest.raises(TypeError, match='may not read'):
+        compat._history_getattr(HistoryBuffer, '__init__')
+    with pytest.raises(TypeError, match='may not read'):
+        compat._history_getattr(str, 'min')

@@ -1,0 +1,116 @@
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from mmdistill_ext.taps import Taps, resolve
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+    def loss(self, x, scale):
+        return (self.forward(x) * scale).sum()
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ModuleList([Head(), Head()])
+        self.number = 3
+
+    def forward(self, x):
+        return self.heads[0].loss(x, scale=2) + self.heads[1](x).sum()
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Model()
+
+
+def instance_attributes(model):
+    return {name: set(vars(module)) for name, module in model.named_modules()}
+
+
+def test_modules_and_methods_are_recorded_at_once(model):
+    x = torch.randn(1, 2, 4, 4)
+    paths = dict(loss='heads.0.loss', direct='heads.0', called='heads.1', inner='heads.1.conv')
+    with Taps(model, paths) as taps:
+        total = model(x)
+    torch.testing.assert_close(taps['loss'].output + taps['called'].output.sum(), total)
+    assert taps['loss'].args[0] is x
+    assert taps['loss'].kwargs == dict(scale=2)
+    torch.testing.assert_close(taps['direct'].output, model.heads[0](x))
+    assert taps['inner'].output is taps['called'].output
+
+
+def test_nothing_is_left_on_the_model(model):
+    before = instance_attributes(model)
+    with Taps(model, dict(a='heads.0', b='heads.1.conv'), {'heads.0.loss': lambda x, scale: 0}):
+        model(torch.randn(1, 2, 4, 4))
+    assert instance_attributes(model) == before
+
+
+def test_wrappers_go_and_records_are_dropped_when_the_forward_fails(model):
+    before = instance_attributes(model)
+    taps = Taps(model, dict(a='heads.1'))
+    with pytest.raises(ZeroDivisionError), taps:
+        model(torch.randn(1, 2, 4, 4))
+        raise ZeroDivisionError
+    assert instance_attributes(model) == before
+    assert taps.all('a') == []
+
+
+def test_no_activation_outlives_clear(model):
+    with Taps(model, dict(a='heads.1')) as taps:
+        model(torch.randn(1, 2, 4, 4))
+    record = weakref.ref(taps['a'].output)
+    taps.clear()
+    gc.collect()
+    assert record() is None
+
+
+def test_taps_nest_and_earlier_instance_attributes_come_back(model):
+    own = model.heads[1].__dict__['forward'] = lambda x: x * 0
+    with Taps(model, dict(a='heads.1')) as outer:
+        with Taps(model, dict(a='heads.1')) as inner:
+            model(torch.ones(1, 2, 4, 4))
+        model(torch.ones(1, 2, 4, 4))
+    assert len(inner.all('a')) == 1
+    assert len(outer.all('a')) == 2
+    assert model.heads[1].__dict__['forward'] is own
+
+
+def test_replaced_method_is_called_instead_and_can_be_tapped(model):
+    with Taps(model, dict(a='heads.0.loss'), {'heads.0.loss': lambda x, scale: scale}) as taps:
+        model(torch.ones(1, 2, 4, 4))
+    assert taps['a'].output == 2
+
+
+@pytest.mark.parametrize('calls', [0, 2])
+def test_one_call_per_step_is_required(model, calls):
+    with Taps(model, dict(a='heads.0')) as taps:
+        for _ in range(calls):
+            model(torch.ones(1, 2, 4, 4))
+    with pytest.raises(RuntimeError, match=f"'heads.0' should see one call per step. Found {calls}"):
+        taps['a']
+
+
+@pytest.mark.parametrize('path', ['heads.2', 'head.0', 'heads.0.conf', ''])
+def test_unknown_path_names_key_value_and_what_exists(model, path):
+    with pytest.raises(ValueError, match=f"`losses.a.head`.*Found '{path}'.*has no") as caught:
+        resolve(model, path, 'losses.a.head')
+    assert 'only: ' in str(caught.value)
+
+
+def test_path_to_something_not_callable_is_refused(model):
+    with pytest.raises(ValueError, match="`tap` should lead to a module or method. Found 'number'"):
+        resolve(model, 'number', 'tap')

@@ -1,0 +1,245 @@
+"""Digit scenes: a small data set made on the spot, for the demo and for tests.
+
+Scenes are composed of scikit-learn's bundled handwritten digits (1,797 images of 8x8), enlarged,
+turned and painted, partly overlapping, on textured backgrounds with clutter. Nothing is
+downloaded. What is written is what mmseg's ``BaseSegDataset`` and mmdet's ``CocoDataset`` read::
+
+    root/images/{train,val}/000000.png
+    root/annotations/{train,val}/000000.png        0 background, 1..10 the digits 0..9, 255 void
+    root/annotations/train_archive/000000.png      the same scenes, labelled before 8 and 9 counted
+    root/annotations/instances_{train,val}.json    COCO boxes and masks (RLE) of the visible parts
+    root/manifest.json                             the parameters
+
+Void is the soft border of a stroke, where a person could not say either. ``train_archive`` is what
+the demo's imperfect teacher learns from: the digits named in ``unlabelled`` are background there.
+
+Example:
+    python tools/demo/digit_scenes.py data/digit_scenes --num-train 480 --num-val 120 --seed 0
+"""
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+CLASSES = ('background', *'0123456789')
+VOID = 255
+VERSION = 1  # raise it when the same parameters give other pixels
+MIN_SIZE = 32
+
+
+def make_digit_scenes(root, num_train=480, num_val=120, size=96, seed=0, unlabelled=(8, 9)):
+    """Write a set of digit scenes, or keep the one that is there with the same parameters.
+
+    Scene ``i`` depends on ``seed``, its split and ``i`` only, and the two splits draw from
+    disjoint digits. The folder appears complete or not at all.
+
+    Args:
+        root (str | Path): Folder to write. One that holds other digit scenes is replaced.
+        num_train (int): Number of training scenes, >= 1.
+        num_val (int): Number of validation scenes, >= 1.
+        size (int): Height and width of a scene in pixels, >= 32.
+        seed (int): Seed, >= 0.
+        unlabelled (Sequence[int]): Digits that are background in ``train_archive``.
+
+    Returns:
+        Path: ``root``.
+
+    Raises:
+        ValueError: A parameter is out of range.
+        FileExistsError: ``root`` holds something else.
+    """
+    lowest = dict(num_train=1, num_val=1, size=MIN_SIZE, seed=0)
+    params = dict(num_train=num_train, num_val=num_val, size=size, seed=seed)
+    for name, value in params.items():
+        if not isinstance(value, int) or value < lowest[name]:
+            raise ValueError(f'`{name}` should be an integer >= {lowest[name]}. Found {value!r}.')
+    if not set(unlabelled) <= set(range(10)):
+        raise ValueError(f'`unlabelled` should name digits 0..9. Found {unlabelled!r}.')
+    manifest = dict(what='digit scenes', version=VERSION, unlabelled=sorted(unlabelled), **params)
+
+    root = Path(root)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        found = _read_manifest(root)
+        if found == manifest:
+            return root
+        if found is None:
+            raise FileExistsError(f'`root` should be new or hold digit scenes. Found {root}.')
+
+    scratch = root.with_name(f'.{root.name}.{os.getpid()}')
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        for split, count in (('train', num_train), ('val', num_val)):
+            _write_split(scratch, split, count, size, seed, unlabelled)
+        (scratch / 'manifest.json').write_text(json.dumps(manifest, indent=2) + '\n')
+        if root.exists():
+            shutil.rmtree(root)
+        scratch.rename(root)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return root
+
+
+def _read_manifest(root):
+    """The manifest of digit scenes at ``root``, or None when something else is there."""
+    try:
+        manifest = json.loads((root / 'manifest.json').read_text())
+    except (OSError, ValueError):
+        return None
+    is_ours = isinstance(manifest, dict) and manifest.get('what') == 'digit scenes'
+    return manifest if is_ours else None
+
+
+def _write_split(root, split, count, size, seed, unlabelled):
+    """Write images, label maps and the COCO file of one split."""
+    glyphs, digits = _split_digits(split, seed)
+    folders = [root / 'images' / split, root / 'annotations' / split]
+    if split == 'train':
+        folders.append(root / 'annotations' / 'train_archive')
+    for folder in folders:
+        folder.mkdir(parents=True)
+    coco = dict(
+        images=[],
+        annotations=[],
+        categories=[dict(id=i, name=name) for i, name in enumerate(CLASSES[1:])],
+    )
+    for index in range(count):
+        rng = np.random.default_rng([seed, split == 'val', index])
+        image, labels, instances = compose_scene(rng, glyphs, digits, size)
+        archive = np.where(np.isin(labels, np.add(unlabelled, 1)), 0, labels).astype(np.uint8)
+        name = f'{index:06d}.png'
+        for folder, picture in zip(folders, (image, labels, archive)):
+            cv2.imwrite(str(folder / name), picture)
+        coco['images'].append(dict(id=index, file_name=name, height=size, width=size))
+        for digit, mask in instances:
+            coco['annotations'].append(
+                dict(
+                    id=len(coco['annotations']) + 1,
+                    image_id=index,
+                    category_id=int(digit),
+                    iscrowd=0,
+                    **_coco_shape(mask),
+                )
+            )
+    (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
+
+
+def _split_digits(split, seed):
+    """Digits of one split: 80 % of the 1,797 for training, the others for validation."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    order = np.random.default_rng([seed, 2]).permutation(len(data.target))
+    cut = int(0.8 * len(order))
+    chosen = order[:cut] if split == 'train' else order[cut:]
+    return data.images[chosen].astype(np.float32) / 16, data.target[chosen]
+
+
+def compose_scene(rng, glyphs, digits, size):
+    """Compose one scene.
+
+    Args:
+        rng (np.random.Generator): Source of every choice.
+        glyphs (ndarray): (N, 8, 8) float32 in [0, 1].
+        digits (ndarray): (N,) the digit of each glyph.
+        size (int): Height and width in pixels.
+
+    Returns:
+        tuple: image (size, size, 3) uint8 BGR; labels (size, size) uint8; a list of (digit,
+        visible mask) from the back to the front.
+    """
+    image = _background(rng, size)
+    labels = np.zeros((size, size), np.uint8)
+    owner = np.full((size, size), -1)
+    placed = []
+    for _ in range(rng.integers(5, 9)):
+        pick = rng.integers(len(digits))
+        alpha = _place(rng, glyphs[pick], size)
+        ink, border = alpha > 0.5, (alpha > 0.3) & (alpha <= 0.5)
+        left = [np.count_nonzero((owner == i) & ~ink & ~border) for i in range(len(placed))]
+        if any(rest < 0.65 * area for rest, (_, area) in zip(left, placed)):
+            continue  # it would hide too much of a digit that is already there
+        under = image[ink].mean(axis=0)
+        opacity = np.clip((alpha - 0.25) / 0.35, 0, 1)[..., None]
+        image = image * (1 - opacity) + _darker(rng, under) * opacity
+        labels[ink], labels[border] = digits[pick] + 1, VOID
+        owner[ink], owner[border] = len(placed), -1
+        placed.append((digits[pick], np.count_nonzero(ink)))
+    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.9))
+    image += rng.normal(0, rng.uniform(2, 8), image.shape)
+    instances = [(digit, owner == i) for i, (digit, _) in enumerate(placed)]
+    return image.clip(0, 255).astype(np.uint8), labels, instances
+
+
+def _background(rng, size):
+    """A texture of cloud and stripes, with strokes and blobs that are no digits."""
+    image = np.full((size, size, 3), rng.uniform(110, 220) + rng.normal(0, 25, 3), np.float32)
+    for cells, strength in ((4, 18), (16, 8)):
+        cloud = rng.normal(0, strength, (cells, cells, 3)).astype(np.float32)
+        image += cv2.resize(cloud, (size, size), interpolation=cv2.INTER_CUBIC)
+    angle, period = rng.uniform(0, np.pi), rng.uniform(6, 20)
+    rows, columns = np.mgrid[:size, :size]
+    wave = np.sin((np.cos(angle) * rows + np.sin(angle) * columns) * 2 * np.pi / period)
+    image += rng.uniform(0, 10) * wave[..., None]
+    for _ in range(rng.integers(3, 8)):
+        colour = _darker(rng, image.mean(axis=(0, 1))).tolist()
+        centre = rng.integers(0, size, 2).tolist()
+        axes = rng.integers(3, max(4, size // 6), 2).tolist()
+        turn, start, sweep = rng.uniform(0, 360, 3)
+        thickness = int(rng.integers(1, 6))
+        image = np.ascontiguousarray(image)
+        cv2.ellipse(image, centre, axes, turn, start, start + sweep, colour, thickness)
+    return image
+
+
+def _darker(rng, under):
+    """An ink 60 to 120 grey levels below the colour ``under``."""
+    return np.clip(under - rng.uniform(60, 120) + rng.normal(0, 18, 3), 0, 255)
+
+
+def _place(rng, glyph, size):
+    """A (size, size) map in [0, 1]: the glyph enlarged 3 to 4.5 times, turned, somewhere inside."""
+    scale = rng.uniform(3, 4.5) * min(1, size / 96)
+    turn = np.deg2rad(rng.uniform(-8, 8))
+    shear = rng.uniform(-0.1, 0.1)
+    linear = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    linear = scale * linear @ np.array([[rng.uniform(0.85, 1.1), shear], [0, 1]])
+    centre = rng.uniform(4 * scale, size - 4 * scale, 2)
+    matrix = np.hstack([linear, (centre - linear @ [3.5, 3.5])[:, None]])
+    return cv2.warpAffine(glyph, matrix, (size, size), flags=cv2.INTER_CUBIC).clip(0, 1)
+
+
+def _coco_shape(mask):
+    """Box (x, y, w, h), area and uncompressed RLE (column by column) of a boolean mask."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = [columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1]
+    flat = mask.T.reshape(-1)
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff([0, *edges, flat.size])
+    counts = [0, *runs] if flat[0] else runs
+    return dict(
+        bbox=[float(v) for v in box],
+        area=int(mask.sum()),
+        segmentation=dict(counts=[int(n) for n in counts], size=list(mask.shape)),
+    )
+
+
+def main():
+    """Command line: see the module's docstring."""
+    parser = argparse.ArgumentParser(description='Write digit scenes in mmseg and COCO layout')
+    parser.add_argument('root', help='folder to write')
+    parser.add_argument('--num-train', type=int, default=480)
+    parser.add_argument('--num-val', type=int, default=120)
+    parser.add_argument('--size', type=int, default=96, help='height and width in pixels')
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args()
+    root = make_digit_scenes(args.root, args.num_train, args.num_val, args.size, args.seed)
+    print(f'{args.num_train} + {args.num_val} scenes in {root}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,96 @@
+"""Test a checkpoint: mmseg's or mmdet's model; of a distilled one the plain student."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from copy import deepcopy
+
+from mmengine.config import Config, ConfigDict
+
+import mmdistill_ext  # noqa: F401  before the config is read: `mmdistill_ext::` and `mmseg::` in it
+from mmdistill_ext import cli
+from mmdistill_ext.export import plain_config
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = cli.config_parser('Test (and evaluate) a model; of a distilled one, the student')
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    cli.add_run_arguments(parser)
+    parser.add_argument(
+        '--out',
+        help='keep the predictions: segmentation in this folder, detection in this .pkl file',
+    )
+    parser.add_argument('--show', action='store_true', help='show the predictions')
+    parser.add_argument('--show-dir', help='folder for painted images')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds per image shown')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    return parser.parse_args(argv)
+
+
+def use_visualization(cfg: Config, args: argparse.Namespace) -> None:
+    """Let the config's visualization hook draw, show, and save where each framework expects it."""
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
+    if hook is None:
+        raise ValueError('`--show` and `--show-dir` need `default_hooks.visualization`. Found none.')
+    hook.draw = True
+    if args.show:
+        hook.show, hook.wait_time = True, args.wait_time
+    if args.show_dir and cfg.get('default_scope') == 'mmdet':
+        hook.test_out_dir = args.show_dir
+    elif args.show_dir:
+        cfg.visualizer.save_dir = args.show_dir
+
+
+def use_tta(cfg: Config) -> None:
+    """Wrap the model and change the pipeline for test-time augmentation.
+
+    mmdet's default (a horizontal flip) stands in for a detection config that describes none.
+    """
+    innermost = dataset = cfg.test_dataloader.dataset
+    while 'dataset' in innermost:
+        innermost = innermost.dataset
+    if cfg.get('default_scope') == 'mmdet':
+        nms = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+        cfg.setdefault('tta_model', ConfigDict(type='DetTTAModel', tta_cfg=nms))
+        flip = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+        pack = deepcopy(innermost.pipeline[-1])
+        keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+        pack.meta_keys = (*keys, 'flip', 'flip_direction')
+        branches = dict(type='TestTimeAug', transforms=[flip, [pack]])
+        cfg.setdefault('tta_pipeline', [*deepcopy(innermost.pipeline[:-1]), branches])
+    for key in ('tta_model', 'tta_pipeline'):
+        if key not in cfg:
+            raise ValueError(f'`--tta` needs `{key}` in the config. Found none.')
+    innermost.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def keep_predictions(cfg: Config, out: str) -> None:
+    """Save the predictions as ``--out`` asks, beside the evaluation."""
+    metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    if cfg.get('default_scope') == 'mmdet':
+        dump = dict(type='DumpDetResults', out_file_path=out)
+        cfg.test_evaluator = [*metrics, dump]
+    else:
+        metrics[0].output_dir = out
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    cfg = plain_config(cli.load_config(args.config, args.cfg_options))
+    cli.set_run_options(cfg, args)
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    if args.show or args.show_dir:
+        use_visualization(cfg, args)
+    if args.tta:
+        use_tta(cfg)
+    if args.out:
+        keep_predictions(cfg, args.out)
+    runner = cli.build_runner(cfg)
+    cli.check_checkpoint(runner.model, args.checkpoint, 'checkpoint')
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()
