@@ -48,7 +48,11 @@ def test_work_dir_priority(option, in_config, expected):
 
 
 def test_checkpoint_that_fits(student: torch.nn.Module, tmp_path: Path):
-    state = {**student.state_dict(), 'connectors.w': torch.ones(1), 'auxiliary_head.w': torch.ones(1)}
+    state = {
+        **student.state_dict(),
+        'connectors.w': torch.ones(1),
+        'auxiliary_head.w': torch.ones(1),
+    }
     cli.check_checkpoint(student, saved(tmp_path / 'a.pth', state), 'checkpoint')
 
 
@@ -56,7 +60,7 @@ def test_checkpoint_with_a_missing_key(student: torch.nn.Module, tmp_path: Path)
     state = student.state_dict()
     del state['backbone.stem.0.weight']
     path = saved(tmp_path / 'a.pth', state)
-    with pytest.raises(ValueError, match=r"`checkpoint` .*a\.pth.*backbone\.stem\.0\.weight"):
+    with pytest.raises(ValueError, match=r'`checkpoint` .*a\.pth.*backbone\.stem\.0\.weight'):
         cli.check_checkpoint(student, path, 'checkpoint')
     cli.check_checkpoint(student, path, 'load_from', partial=True)
 
@@ -76,5 +80,5 @@ def test_partial_start_from_another_model(student: torch.nn.Module, tmp_path: Pa
 
 
 def test_missing_checkpoint_is_named(student: torch.nn.Module):
-    with pytest.raises(FileNotFoundError, match=r"`checkpoint`.*no\.pth"):
+    with pytest.raises(FileNotFoundError, match=r'`checkpoint`.*no\.pth'):
         cli.check_checkpoint(student, 'no.pth', 'checkpoint')

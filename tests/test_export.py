@@ -128,9 +128,9 @@ def test_export_refuses_another_model_and_writes_nothing(
 
 
 def test_export_says_what_is_missing(cfg: Config, checkpoint: str, tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"`checkpoint`.*none\.pth"):
+    with pytest.raises(FileNotFoundError, match=r'`checkpoint`.*none\.pth'):
         export_student(cfg, str(tmp_path / 'none.pth'), tmp_path / 'out')
-    with pytest.raises(FileNotFoundError, match=r"`config`.*none\.py"):
+    with pytest.raises(FileNotFoundError, match=r'`config`.*none\.py'):
         export_student(tmp_path / 'none.py', checkpoint, tmp_path / 'out')
 
 

@@ -28,8 +28,11 @@ from mmdistill_ext.visualization import check_contrast_values, contrast_overlay,
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options."""
     parser = cli.config_parser(__doc__)
-    parser.add_argument('checkpoint', help="the student's checkpoint; the teacher's is in the config")
+    parser.add_argument(
+        'checkpoint', help="the student's checkpoint; the teacher's is in the config"
+    )
     parser.add_argument('out_dir', help='folder for masks/, overlays/ and summary.json')
     parser.add_argument('--split', choices=['train', 'val', 'test'], default='val')
     parser.add_argument(
@@ -53,7 +56,9 @@ def split_loader(cfg: Config, split: str):
     """Images of a split one by one, in order, whole and with labels: through val's pipeline."""
     for name in ('val', split):
         if not cfg.get(f'{name}_dataloader'):
-            raise ValueError(f'`--split {split}` needs `{name}_dataloader` in the config. Found none.')
+            raise ValueError(
+                f'`--split {split}` needs `{name}_dataloader` in the config. Found none.'
+            )
     loader = deepcopy(cfg.val_dataloader)
     pipeline = _plain_dataset(loader.dataset).pipeline
     loader.dataset = _plain_dataset(deepcopy(cfg[f'{split}_dataloader'].dataset))
@@ -76,7 +81,9 @@ def mask_names(paths: Sequence[str]) -> dict[str, Path]:
     root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     names = {p: Path(os.path.relpath(os.path.abspath(p), root)).with_suffix('.png') for p in paths}
     if len(set(names.values())) < len(names):
-        raise ValueError(f'The images should differ by more than their suffix. Found such in {root}.')
+        raise ValueError(
+            f'The images should differ by more than their suffix. Found such in {root}.'
+        )
     return names
 
 
@@ -112,10 +119,10 @@ def summarise(wins: Tensor, valid: Tensor, classes: Sequence[str]) -> dict:
     def share(won: int, of: int) -> dict:
         return dict(pixels=of, teacher_better=won / of if of else None)
 
-    pairs = zip(wins.tolist(), valid.tolist())
+    pairs = zip(wins.tolist(), valid.tolist(), strict=True)
     return dict(
         overall=share(int(wins.sum()), int(valid.sum())),
-        classes={name: share(*pair) for name, pair in zip(classes, pairs)},
+        classes={name: share(*pair) for name, pair in zip(classes, pairs, strict=True)},
     )
 
 
@@ -129,6 +136,7 @@ def print_table(summary: Mapping) -> None:
 
 @torch.no_grad()
 def main(argv: Sequence[str] | None = None) -> None:
+    """Write masks and summary."""
     args = parse_args(argv)
     values = check_contrast_values(args.values, '--values')
     cfg = cli.load_config(args.config, args.cfg_options)
@@ -158,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             unit_difference(own, labels, difference, ignore_index),
             valid,
         )
-        for row, chosen in zip(counts, (wins, valid)):
+        for row, chosen in zip(counts, (wins, valid), strict=True):
             row += labels[chosen].bincount(minlength=len(classes)).cpu()
         path = data['data_samples'][0].img_path
         mask = contrast_mask(wins, valid, **values)[0].cpu().numpy()

@@ -11,6 +11,7 @@ from mmdistill_ext.export import export_student
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options."""
     parser = cli.config_parser(__doc__)
     parser.add_argument('checkpoint', help='training checkpoint, file or URL')
     parser.add_argument('out_dir', help='folder for student.py and student.pth')
@@ -18,6 +19,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Export."""
     args = parse_args(argv)
     cfg = cli.load_config(args.config, args.cfg_options)
     for path in export_student(cfg, args.checkpoint, args.out_dir):

@@ -14,6 +14,7 @@ SUFFIXES = ('.py', '.json', '.yml', '.yaml')
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options."""
     parser = cli.config_parser('Print the whole config')
     parser.add_argument('--plain', action='store_true', help="the student's own config")
     parser.add_argument('--save-path', help=f'also write it: a file that ends in {SUFFIXES}')
@@ -21,9 +22,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Print."""
     args = parse_args(argv)
     if args.save_path and Path(args.save_path).suffix not in SUFFIXES:
-        raise ValueError(f"`--save-path` should end in one of {SUFFIXES}. Found '{args.save_path}'.")
+        raise ValueError(
+            f"`--save-path` should end in one of {SUFFIXES}. Found '{args.save_path}'."
+        )
     cfg = cli.load_config(args.config, args.cfg_options)
     if args.plain:
         cfg = plain_config(cfg)

@@ -14,6 +14,7 @@ from mmdistill_ext.export import plain_config
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options."""
     parser = cli.config_parser('Test (and evaluate) a model; of a distilled one, the student')
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     cli.add_run_arguments(parser)
@@ -32,7 +33,9 @@ def use_visualization(cfg: Config, args: argparse.Namespace) -> None:
     """Let the config's visualization hook draw, show, and save where each framework expects it."""
     hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
-        raise ValueError('`--show` and `--show-dir` need `default_hooks.visualization`. Found none.')
+        raise ValueError(
+            '`--show` and `--show-dir` need `default_hooks.visualization`. Found none.'
+        )
     hook.draw = True
     if args.show:
         hook.show, hook.wait_time = True, args.wait_time
@@ -47,7 +50,7 @@ def use_tta(cfg: Config) -> None:
 
     mmdet's default (a horizontal flip) stands in for a detection config that describes none.
     """
-    innermost = dataset = cfg.test_dataloader.dataset
+    innermost = cfg.test_dataloader.dataset
     while 'dataset' in innermost:
         innermost = innermost.dataset
     if cfg.get('default_scope') == 'mmdet':
@@ -77,6 +80,7 @@ def keep_predictions(cfg: Config, out: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Test."""
     args = parse_args(argv)
     cfg = plain_config(cli.load_config(args.config, args.cfg_options))
     cli.set_run_options(cfg, args)

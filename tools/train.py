@@ -15,13 +15,14 @@ from mmdistill_ext import cli
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options."""
     parser = cli.config_parser('Train a model')
     cli.add_run_arguments(parser)
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help="scale the learning rate by batch size over the config's auto_scale_lr.base_batch_size",
+        help='scale the learning rate by batch size over auto_scale_lr.base_batch_size',
     )
     parser.add_argument(
         '--resume',
@@ -72,6 +73,7 @@ def check_start(runner: Runner) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train."""
     args = parse_args(argv)
     cfg = cli.load_config(args.config, args.cfg_options)
     cli.set_run_options(cfg, args)

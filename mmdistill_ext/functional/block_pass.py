@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .block_readers import CoarseLogits, FullLogits, Reading
@@ -110,12 +111,15 @@ class BlockPass:
         if self.task:
             weight = self._weigh(block.valid, block.valid, self.task_class_weight, label)
             self.task_sum += self._differentiate(
-                lambda x: unit_difference(x, labels, 'ce', self.ignore_index),
+                lambda x: F.cross_entropy(
+                    x, labels, reduction='none', ignore_index=self.ignore_index
+                ),
                 student,
                 weight,
                 task_gradient,
             )
-            self.correct += ((student.values.argmax(1) == labels) & block.valid).sum()
+            at_label = student.values.gather(1, label.unsqueeze(1)).squeeze(1)
+            self.correct += ((at_label == student.values.amax(1)) & block.valid).sum()
 
     def _compare(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Block:
         valid = labels != self.ignore_index

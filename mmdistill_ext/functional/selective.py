@@ -24,6 +24,15 @@ from .checks import (
     check_temperature,
 )
 
+__all__ = [
+    'check_labels',
+    'contrast_mask',
+    'select_units',
+    'selective_distillation',
+    'unit_difference',
+    'unit_distillation',
+]
+
 
 def full_precision(logits: Tensor) -> Tensor:
     """The logits in the type that losses are formed in: float32, or float64 as it is."""
@@ -63,10 +72,7 @@ def unit_difference(
     if kind == 'ce':
         return F.cross_entropy(logits, target, reduction='none', ignore_index=ignore_index)
     label = target.where(valid, 0).unsqueeze(1)
-    if logits.shape[1] == 1:
-        at_label = logits * label
-    else:
-        at_label = logits.gather(1, label)
+    at_label = logits * label if logits.shape[1] == 1 else logits.gather(1, label)
     return (F.softplus(logits).sum(1) - at_label.squeeze(1)).where(valid, 0)
 
 

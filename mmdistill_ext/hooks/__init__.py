@@ -1,0 +1,7 @@
+"""Registered hooks: what a run checks, counts and shows besides training."""
+
+from mmdistill_ext.hooks.contrast_mask_hook import ContrastMaskHook
+from mmdistill_ext.hooks.start_check_hook import StartCheckHook
+from mmdistill_ext.hooks.teacher_share_hook import TeacherShareHook
+
+__all__ = ['ContrastMaskHook', 'StartCheckHook', 'TeacherShareHook']

@@ -69,8 +69,8 @@ class ContrastMaskHook(Hook):
         wrong = sorted(set(self.names or ()) - set(comparing))
         if wrong or not comparing:
             raise ValueError(
-                '`ContrastMaskHook.losses` should name losses of the model that compare teacher and '
-                f'student: {sorted(comparing) or "there are none"}. Found {wrong or self.names}.'
+                '`ContrastMaskHook.losses` should name losses that compare teacher and student: '
+                f'{sorted(comparing) or "there are none"}. Found {wrong or self.names}.'
             )
         self.losses = {name: comparing[name] for name in self.names or comparing}
 
@@ -108,7 +108,8 @@ class ContrastMaskHook(Hook):
 
 def _unpadded(data_batch: dict, masks: np.ndarray) -> Iterator[tuple[np.ndarray, str, np.ndarray]]:
     """Image (RGB), name and mask of each sample, at the size before the batch was padded."""
-    for inputs, sample, mask in zip(data_batch['inputs'], data_batch['data_samples'], masks):
+    batch = zip(data_batch['inputs'], data_batch['data_samples'], strict=True)
+    for (inputs, sample), mask in zip(batch, masks, strict=False):  # masks: the first few
         image = _to_rgb(inputs)
         height, width = image.shape[:2]
         path = getattr(sample, 'img_path', None)

@@ -79,8 +79,9 @@ def shares(counts: Tensor, name: str, classes: Sequence[str]) -> dict[str, float
     """
     key = f'train/teacher_better/{name}'
     keys = [key, *(f'{key}/{c.replace("/", "_").replace(" ", "_")}' for c in classes)]
-    table = torch.cat([counts.sum(1, keepdim=True), counts], dim=1).tolist()
-    return {k: won / units if units else None for k, units, won in zip(keys, *table)}
+    table = torch.cat([counts.sum(1, keepdim=True), counts], dim=1)[:, : len(keys)].tolist()
+    rows = zip(keys, *table, strict=True)
+    return {key: won / units if units else None for key, units, won in rows}
 
 
 def publish(hub: MessageHub, scalars: Mapping[str, float | None]) -> None:

@@ -83,12 +83,16 @@ def test_training_refuses_the_checkpoint_of_another_model(
 ):
     monkeypatch.chdir(run)
     with pytest.raises(ValueError, match=f'`{key}` .*kept.pth.* of another model'):
-        tool('train')('run.py', '--work-dir', tmp_path, *options, 'model.teacher.checkpoint=kept.pth')
+        tool('train')(
+            'run.py', '--work-dir', tmp_path, *options, 'model.teacher.checkpoint=kept.pth'
+        )
 
 
 def test_amp_and_auto_scale_lr_change_the_config():
     train = runpy.run_path(str(tiny_seg.ROOT / 'tools/train.py'))
-    cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper'), auto_scale_lr=dict(base_batch_size=8)))
+    cfg = Config(
+        dict(optim_wrapper=dict(type='OptimWrapper'), auto_scale_lr=dict(base_batch_size=8))
+    )
     train['use_amp'](cfg)
     assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', loss_scale='dynamic')
     train['use_auto_scale_lr'](cfg)
@@ -179,7 +183,9 @@ def test_detection_options_follow_mmdet():
 
 def test_print_config_plain(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     options = ['--cfg-options', 'model.student.backbone.depth=34']
-    tool('print_config')(run / 'run.py', '--plain', '--save-path', tmp_path / 'x/plain.py', *options)
+    tool('print_config')(
+        run / 'run.py', '--plain', '--save-path', tmp_path / 'x/plain.py', *options
+    )
     saved = Config.fromfile(tmp_path / 'x/plain.py')
     assert (saved.model.type, saved.model.backbone.depth) == ('EncoderDecoder', 34)
     printed = capsys.readouterr().out
@@ -201,11 +207,13 @@ def test_contrast_masks_of_a_data_set(run: Path, tmp_path: Path):
     labels = [cv2.imread(str(run / f'data/ann/train/{i}.png'), 0) for i in range(4)]
     assert [mask.shape for mask in masks] == list(tiny_seg.SIZES)
     assert cv2.imread(str(tmp_path / 'overlays/2.png')).shape[1] == tiny_seg.SIZES[2][1]
-    for mask, label in zip(masks, labels):
+    for mask, label in zip(masks, labels, strict=True):
         assert np.array_equal(mask == 99, label == 255)
         assert set(np.unique(mask)) <= {200, 10, 99}
     for index, name in enumerate(tiny_seg.CLASSES):
-        of_class = np.concatenate([m[label == index] for m, label in zip(masks, labels)])
+        of_class = np.concatenate(
+            [m[label == index] for m, label in zip(masks, labels, strict=True)]
+        )
         row = summary['classes'][name]
         assert row['pixels'] == of_class.size
         assert row['teacher_better'] == pytest.approx((of_class == 200).mean())

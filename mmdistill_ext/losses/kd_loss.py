@@ -1,0 +1,33 @@
+"""Plain knowledge distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmdistill_ext.losses.base import PairLoss
+from mmdistill_ext.registry import MODELS
+
+
+@MODELS.register_module()
+class KDLoss(PairLoss):
+    """Distils on every valid unit (Hinton et al., https://arxiv.org/abs/1503.02531).
+
+    Args:
+        distance: ``'kl'``, ``'reverse_kl'``, ``'mse'`` or ``'bce'``; by default ``'kl'``, and
+            ``'bce'`` for sigmoid heads.
+        temperature: > 0; ``'kl'``, ``'reverse_kl'`` and ``'bce'`` are multiplied by its square.
+        class_weight: Weight of each label class, >= 0.
+
+    Raises:
+        ValueError: When an argument is outside what is named above.
+    """
+
+    def __init__(
+        self,
+        distance: str | None = None,
+        temperature: float = 1.0,
+        class_weight: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(
+            'all', distance=distance, temperature=temperature, class_weight=class_weight
+        )

@@ -1,0 +1,49 @@
+"""The loss of the selective teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mmdistill_ext.functional import BlockwiseResult
+from mmdistill_ext.losses.base import PairLoss
+from mmdistill_ext.registry import MODELS
+from mmdistill_ext.units.base import Units
+
+
+@MODELS.register_module()
+class SelectiveLoss(PairLoss):
+    """Distils where the teacher beats the student (CN115310277A, Alibaba; SEL-2 to SEL-6).
+
+    Per valid unit, the model whose difference from the label is smaller wins, a tie goes to the
+    student; the student is drawn to the teacher on the units that the teacher wins.
+
+    Args:
+        distance: ``'kl'``, ``'reverse_kl'``, ``'mse'`` or ``'bce'``; by default ``'kl'``, and
+            ``'bce'`` for sigmoid heads.
+        difference: ``'ce'`` or ``'bce'``; by default ``'ce'``, and ``'bce'`` for sigmoid heads.
+        temperature: > 0; ``'kl'``, ``'reverse_kl'`` and ``'bce'`` are multiplied by its square.
+        class_weight: Weight of each label class, >= 0.
+        average: Over the ``'selected'`` units or, so that the loss fades as the student catches
+            up, over all ``'valid'`` ones.
+
+    Raises:
+        ValueError: When an argument is outside what is named above.
+    """
+
+    def __init__(
+        self,
+        distance: str | None = None,
+        difference: str | None = None,
+        temperature: float = 1.0,
+        class_weight: Sequence[float] | None = None,
+        average: str = 'selected',
+    ) -> None:
+        super().__init__('teacher_better', distance, difference, temperature, class_weight, average)
+
+    def _losses(self, result: BlockwiseResult, units: Units, weight: float) -> dict[str, Tensor]:
+        losses = super()._losses(result, units, weight)
+        valid, won = result.counts.sum(1).to(result.distill_weight)
+        losses['teacher_better'] = won / valid.clamp(min=1)
+        return losses

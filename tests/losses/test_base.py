@@ -1,0 +1,147 @@
+import math
+
+import pytest
+import torch
+from mmengine.dist import get_rank
+from torch import distributed, multiprocessing
+
+from mmdistill_ext.losses import KDLoss, SelectiveLoss
+from mmdistill_ext.units.base import Units
+
+LOSSES = {
+    'selected': lambda: SelectiveLoss(temperature=2.0, class_weight=[1.0, 2.0, 0.0, 0.5]),
+    'valid': lambda: SelectiveLoss(temperature=2.0, average='valid'),
+    'kd': lambda: KDLoss(temperature=2.0),
+}
+
+
+def make(images=4, seed=0):
+    """Random units; in the last half of the images the student is the teacher."""
+    generator = torch.Generator().manual_seed(seed)
+    teacher = torch.randn(images, 4, 6, 7, generator=generator)
+    student = torch.randn(images, 4, 6, 7, generator=generator)
+    student[images // 2 :] = teacher[images // 2 :]
+    labels = torch.randint(0, 4, (images, 12, 14), generator=generator)
+    labels[0, :9] = 255
+    return Units(student.requires_grad_(), teacher, labels)
+
+
+def worker(rank, folder):
+    """One of two ranks: each has half of the batch; the second selects nothing."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2
+    )
+    part = slice(2 * get_rank(), 2 * get_rank() + 2)
+    whole = make()
+    found = {}
+    for name, build in LOSSES.items():
+        student = whole.student.detach()[part].clone().requires_grad_()
+        loss = build()(Units(student, whole.teacher[part], whole.labels[part]))['loss']
+        loss.backward()
+        found[name] = loss.detach(), student.grad
+    void = torch.full_like(whole.labels[part], 255)
+    found['void'] = SelectiveLoss()(Units(student, whole.teacher[part], void))['loss'].detach()
+    torch.save(found, f'{folder}/{rank}.pt')
+    distributed.destroy_process_group()
+
+
+def test_two_ranks_give_the_gradient_of_one(tmp_path):
+    multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in range(2))
+    for name, build in LOSSES.items():
+        units = make()
+        loss = build()(units)['loss']
+        loss.backward()
+        assert loss > 0
+        (loss_a, gradient_a), (loss_b, gradient_b) = first[name], second[name]
+        torch.testing.assert_close((loss_a + loss_b) / 2, loss.detach(), rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            torch.cat((gradient_a, gradient_b)) / 2, units.student.grad, rtol=1e-5, atol=1e-8
+        )
+    assert second['selected'][0] == 0
+    assert first['void'] == second['void'] == 0
+
+
+@pytest.mark.parametrize('build', LOSSES.values(), ids=LOSSES)
+def test_nothing_goes_into_a_checkpoint(build):
+    loss = build()
+    loss(make())
+    assert loss.state_dict() == {}
+    assert list(loss.parameters()) == []
+
+
+def test_counts_add_up_until_they_are_taken():
+    loss, units = SelectiveLoss(), make()
+    assert loss.pop_counts() is None
+    loss(units)
+    once = loss.pop_counts()
+    assert once[0].tolist() == units.labels[units.labels != 255].bincount().tolist()
+    assert (once[1] <= once[0]).all()
+    assert 0 < once[1].sum() < once[0].sum()
+    loss(units)
+    loss(units)
+    assert torch.equal(loss.pop_counts(), 2 * once)
+    assert loss.pop_counts().sum() == 0
+
+
+def test_contrast_is_kept_on_demand_and_given_once():
+    loss, units = SelectiveLoss(), make()
+    loss(units)
+    assert loss.pop_contrast() is None
+    loss.keep_contrast = True
+    loss(units)
+    wins, valid = loss.pop_contrast()
+    assert torch.equal(valid, units.labels != 255)
+    assert wins.shape == units.labels.shape
+    assert wins.sum() == loss.pop_counts()[1].sum() / 2
+    assert loss.pop_contrast() is None
+
+
+def test_counts_survive_a_change_of_type():
+    loss, units = SelectiveLoss(), make()
+    loss(units)
+    loss.half()
+    assert loss.pop_counts().sum() == (units.labels != 255).sum()
+
+
+def test_kinds_follow_the_head():
+    assert SelectiveLoss().kinds(sigmoid=False) == ('ce', 'kl')
+    assert SelectiveLoss().kinds(sigmoid=True) == ('bce', 'bce')
+    assert SelectiveLoss(distance='mse').kinds(sigmoid=True) == ('bce', 'mse')
+    assert KDLoss(distance='reverse_kl').kinds(sigmoid=False) == ('ce', 'reverse_kl')
+
+
+def test_check_compares_with_the_head():
+    SelectiveLoss(class_weight=[1, 1, 1]).check(3, sigmoid=False)
+    SelectiveLoss(class_weight=[1, 1]).check(1, sigmoid=True)
+    SelectiveLoss(distance='mse').check(3, sigmoid=True)
+    with pytest.raises(ValueError, match=r'`class_weight` should hold 4 weights.*Found 3'):
+        KDLoss(class_weight=[1, 1, 1]).check(4, sigmoid=False)
+    with pytest.raises(ValueError, match="sigmoid head. Found 'reverse_kl'"):
+        KDLoss(distance='reverse_kl').check(3, sigmoid=True)
+    with pytest.raises(ValueError, match="sigmoid head. Found 'ce'"):
+        SelectiveLoss(difference='ce').check(3, sigmoid=True)
+
+
+def test_class_weights_are_compared_at_first_use_too():
+    with pytest.raises(ValueError, match=r'\(3,\)'):
+        KDLoss(class_weight=[1, 1, 1])(make())
+
+
+@pytest.mark.parametrize('loss', [SelectiveLoss, KDLoss])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(temperature=0), 'temperature=0'),
+        (dict(temperature=-2.0), 'temperature=-2.0'),
+        (dict(temperature='2'), "temperature='2'"),
+        (dict(distance='js'), "distance='js'"),
+        (dict(class_weight=[1.0, -0.5]), r'\[1.0, -0.5\]'),
+        (dict(class_weight=[1.0, math.inf]), 'inf'),
+        (dict(class_weight=[]), r'\[\]'),
+    ],
+)
+def test_bad_arguments_are_named(loss, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        loss(**arguments)

@@ -1,0 +1,34 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmdistill_ext.losses import KDLoss
+from mmdistill_ext.registry import MODELS
+from mmdistill_ext.units.base import Units
+
+
+@pytest.mark.parametrize('class_weight', [None, [0.5, 2.0, 0.0, 1.0]])
+def test_is_the_mean_divergence_of_all_valid_units(class_weight):
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(2, 4, 5, 5, generator=generator, requires_grad=True)
+    teacher = torch.randn(2, 4, 10, 10, generator=generator)
+    labels = torch.randint(0, 4, (2, 10, 10), generator=generator)
+    labels[0, 3:] = 255
+    loss = MODELS.build(dict(type='KDLoss', temperature=3.0, class_weight=class_weight))
+    found = loss(Units(student, teacher, labels), weight=2.0)
+
+    full = F.interpolate(student, (10, 10), mode='bilinear')
+    p, q = (teacher / 3).softmax(1), (full / 3).softmax(1)
+    units = 9 * (p * (p / q).log()).sum(1)
+    weight = torch.tensor(class_weight or [1.0] * 4)[labels.where(labels != 255, 0)]
+    weight = weight * (labels != 255)
+    expected = 2 * (units * weight).sum() / weight.sum()
+    assert list(found) == ['loss']
+    assert isinstance(loss, KDLoss)
+    torch.testing.assert_close(found['loss'], expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        torch.autograd.grad(found['loss'], student)[0],
+        torch.autograd.grad(expected, student)[0],
+        rtol=1e-5,
+        atol=1e-8,
+    )
