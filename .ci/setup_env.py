@@ -59,14 +59,16 @@ class Environment:
     def run(self, *command: str | Path, **variables: str) -> bool:
         """Run a command of the environment into the log; say whether it succeeded."""
         path = f'{self.python.parent}{os.pathsep}{os.environ.get("PATH", "")}'
-        env = {**os.environ, 'PATH': path, 'PIP_DISABLE_PIP_VERSION_CHECK': '1', **variables}
+        env = {**os.environ, 'PATH': path, 'PIP_REQUIRE_VIRTUALENV': '1', **variables}
         with self.log.open('a') as log:
             print('\n$', *command, file=log, flush=True)
-            return subprocess.run(command, stdout=log, stderr=log, env=env, cwd=ROOT).returncode == 0
+            done = subprocess.run(command, stdout=log, stderr=log, env=env, cwd=ROOT)
+        return done.returncode == 0
 
     def pip(self, *arguments: str, **variables: str) -> bool:
         """Run ``pip install`` under the constraints."""
-        command = (self.python, '-m', 'pip', 'install', '--no-input', '-c', CONSTRAINTS)
+        quiet = ('--no-input', '--disable-pip-version-check')
+        command = (self.python, '-m', 'pip', 'install', *quiet, '-c', CONSTRAINTS)
         return self.run(*command, *arguments, **variables)
 
     def check(self, code: str) -> bool:
@@ -109,12 +111,14 @@ def say(text: str) -> None:
 
 def make_venv(env: Environment) -> None:
     """Create the environment, or again when it is broken."""
-    if env.python.exists() and env.run(env.python, '-m', 'pip', '--version'):
+    # Half of an environment is still a Python: the one below it, where nothing may be installed.
+    works = 'import pip, sys; sys.exit(sys.prefix == sys.base_prefix)'
+    if env.python.exists() and env.check(works):
         return
     say(f'{env.folder.name}: a virtual environment of Python {sys.version.split()[0]}')
     command = (sys.executable, '-m', 'venv', '--clear', str(env.folder))
     if subprocess.run(command).returncode:
-        raise SetupError(f'{sys.executable} cannot make virtual environments (Debian: python3-venv).')
+        raise SetupError(f'{sys.executable} cannot make environments (Debian: python3-venv).')
 
 
 def install_mmcv(env: Environment, level: str) -> None:
@@ -173,7 +177,8 @@ def install(env: Environment, family: str, level: str) -> None:
     install_mmcv(env, level)
     extra = family if level == 'full' else f'{family}-seg'
     say(f'mmdistill-ext[{extra},dev]')
-    packages = env.pip('--no-build-isolation', '-e', f'.[{extra},dev]')
+    flags = ('--no-build-isolation', '--only-binary', env.mmcv)  # mmcv is there: never build it now
+    packages = env.pip(*flags, '-e', f'.[{extra},dev]')
     env.must(packages, 'The packages in pyproject.toml could not be installed.')
     if not env.check('import cv2'):
         say('opencv-python-headless: this machine has no libGL')

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -57,12 +58,39 @@ def load_config(path: str, options: dict | None = None) -> Config:
     if not Path(path).is_file():
         raise FileNotFoundError(f"`config` should be an existing file. Found '{path}'.")
     cfg = Config.fromfile(path)
-    cfg.merge_from_dict(options or {})
+    options = dict(options or {})
+    if 'data_root' in options and 'data_root' in cfg:
+        replace_root(cfg._cfg_dict, cfg.data_root, options['data_root'])
+    cfg.merge_from_dict(options)
     scope = cfg.get('default_scope')
     if scope in FRAMEWORKS:
         require_framework(scope, f"`default_scope`='{scope}' of {path}")
         importlib.import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
     return cfg
+
+
+def replace_root(node: object, old: str, new: str) -> object:
+    """Let ``--cfg-options data_root=...`` reach every path that the config built from it.
+
+    Args:
+        node: A config's dict or a part of it; changed in place.
+        old: The config's ``data_root``.
+        new: The option's.
+
+    Returns:
+        The node; a string that is or begins with the old root, with the new one.
+    """
+    if isinstance(node, str):
+        if node == old:
+            return new
+        inside = node.startswith(f'{old.rstrip("/")}/')
+        return os.path.join(new, node[len(old) :].lstrip('/')) if inside else node
+    if isinstance(node, dict):
+        for key, value in node.items():
+            node[key] = replace_root(value, old, new)
+    elif isinstance(node, list):
+        node[:] = [replace_root(item, old, new) for item in node]
+    return node
 
 
 def set_run_options(cfg: Config, args: argparse.Namespace) -> None:
@@ -73,6 +101,20 @@ def set_run_options(cfg: Config, args: argparse.Namespace) -> None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = os.path.join('./work_dirs', Path(args.config).stem)
+    if args.launcher != 'none' and get_device() == 'cpu':
+        use_gloo(cfg)
+
+
+def use_gloo(cfg: Config) -> None:
+    """Let processes without accelerators train together; mmengine's defaults are for GPUs."""
+    cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
+    if cfg.get('model_wrapper_cfg') is None:
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
 
 
 def build_runner(cfg: Config) -> Runner:

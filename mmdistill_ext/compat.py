@@ -11,6 +11,8 @@ from mmengine.device import get_device
 from mmengine.dist import utils as dist_utils
 from mmengine.logging import HistoryBuffer
 
+from mmdistill_ext import _scopes
+
 
 def has_framework(name: str) -> bool:
     """Whether ``mmseg`` or ``mmdet`` is installed, without importing it."""
@@ -25,16 +27,6 @@ def require_framework(name: str, why: str) -> None:
             f'{why} needs `{name}`, which is not installed: install `onedl-{package}` '
             f'(or `{"mmdet" if name == "mmdet" else package}` of OpenMMLab).'
         )
-
-
-def mend_config_scopes() -> None:
-    """Let ``mmseg::``, ``mmdet::`` and ``mmdistill_ext::`` be used in ``_base_``.
-
-    mmengine maps a scope to the *distribution* it expects (``mmsegmentation``), which the
-    maintained forks renamed (``onedl-mmsegmentation``). The module's own name works everywhere.
-    """
-    for scope in ('mmseg', 'mmdet', 'mmdistill_ext'):
-        MODULE2PACKAGE[scope] = scope
 
 
 def _history_getattr(owner, name):
@@ -74,6 +66,6 @@ def mend_cpu_distributed() -> None:
     dist_utils._init_dist_pytorch = init_dist_pytorch
 
 
-mend_config_scopes()
+_scopes.mend(MODULE2PACKAGE)
 mend_resume()
 mend_cpu_distributed()

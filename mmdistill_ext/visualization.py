@@ -89,10 +89,10 @@ def _legend(width: int) -> np.ndarray:
         strip[2 : height - 2, left + 2 : left + height - 2] = color
         cv2.putText(
             strip,
-            name if name == 'void' else f'{name} better',
+            name if name == 'void' or width < 300 else f'{name} better',
             (left + height, height - max(3, height // 4)),
             cv2.FONT_HERSHEY_SIMPLEX,
-            min(height / 32, width / 480),
+            min(height / 36, width / 640),
             (0, 0, 0),
             max(1, height // 24),
             cv2.LINE_AA,

@@ -14,11 +14,9 @@ settings.load_profile('repeatable')
 
 def pytest_report_header() -> str:
     """Name the frameworks under test: the same suite runs on two families of them."""
-    names = ('torch', 'mmengine', 'mmcv', 'mmsegmentation', 'mmdet', 'mmdetection')
     found = {dist.metadata['Name']: dist.version for dist in metadata.distributions()}
-    return ', '.join(
-        f'{name} {found[name]}' for stem in names for name in (stem, f'onedl-{stem}') if name in found
-    )
+    names = [name for name in found if name.removeprefix('onedl-').startswith(('torch', 'mm'))]
+    return ', '.join(f'{name} {found[name]}' for name in sorted(names))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

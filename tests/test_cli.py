@@ -47,6 +47,17 @@ def test_work_dir_priority(option, in_config, expected):
     assert (cfg.work_dir, cfg.launcher) == (expected, 'none')
 
 
+def test_processes_without_accelerator_use_gloo(monkeypatch: pytest.MonkeyPatch):
+    args = Namespace(work_dir='x', config='run.py', launcher='pytorch', local_rank=0)
+    cfg = Config(dict(env_cfg=dict(dist_cfg=dict(backend='nccl'))))
+    monkeypatch.setattr(cli, 'get_device', lambda: 'cuda')
+    cli.set_run_options(cfg, args)
+    assert (cfg.env_cfg.dist_cfg.backend, 'model_wrapper_cfg' in cfg) == ('nccl', False)
+    monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
+    cli.set_run_options(cfg, args)
+    assert (cfg.env_cfg.dist_cfg.backend, cfg.model_wrapper_cfg.device_ids) == ('gloo', None)
+
+
 def test_checkpoint_that_fits(student: torch.nn.Module, tmp_path: Path):
     state = {
         **student.state_dict(),
@@ -82,3 +93,17 @@ def test_partial_start_from_another_model(student: torch.nn.Module, tmp_path: Pa
 def test_missing_checkpoint_is_named(student: torch.nn.Module):
     with pytest.raises(FileNotFoundError, match=r'`checkpoint`.*no\.pth'):
         cli.check_checkpoint(student, 'no.pth', 'checkpoint')
+
+
+def test_data_root_option_reaches_every_data_set(tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text(
+        "data_root = 'old'\n"
+        'parts = [dict(data_root=data_root), dict(data_root="x")]\n'
+        'train_dataloader = dict(dataset=dict(datasets=parts))\n'
+        "val_evaluator = dict(ann_file=data_root + '/val.json')\n"
+    )
+    cfg = cli.load_config(str(path), dict(data_root='new/place'))
+    roots = [part.data_root for part in cfg.train_dataloader.dataset.datasets]
+    assert (cfg.data_root, roots) == ('new/place', ['new/place', 'x'])
+    assert cfg.val_evaluator.ann_file == 'new/place/val.json'

@@ -14,6 +14,7 @@ from mmdistill_ext.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ('configs', 'tools')
+STARTUP = '_mmdistill_ext_scopes'
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -69,7 +70,7 @@ def test_wheel_holds_configs_and_tools_as_files(wheel: ZipFile, folder: str):
 def test_wheel_holds_every_module_and_nothing_else(wheel: ZipFile):
     modules = {name for name in files_of(ROOT / 'mmdistill_ext') if '/.mim/' not in name}
     rest = {name for name in wheel.namelist() if '/.mim/' not in name and '.dist-info/' not in name}
-    assert rest == modules
+    assert rest == modules | {f'{STARTUP}.py', f'{STARTUP}.pth'}
     assert 'mmdistill_ext/.mim/model-index.yml' in wheel.namelist()
 
 
@@ -92,3 +93,23 @@ def test_hard_requirements_bring_no_framework_and_no_torchvision(core_metadata: 
 @pytest.mark.parametrize('folder', SHIPPED)
 def test_editable_install_finds_configs_and_tools(folder: str):
     assert (ROOT / 'mmdistill_ext' / '.mim' / folder).resolve() == ROOT / folder
+
+
+def test_installed_wheel_lets_any_tool_find_the_configs(wheel: ZipFile, tmp_path: Path):
+    """A plain mmengine script, which does not import this package before it parses a config."""
+    wheel.extractall(tmp_path / 'site')
+    bases = (
+        'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
+        'mmdistill_ext::plain/fpn_r18-w16_800_camvid-192x256.py',
+    )
+    code = f'import site, sys; site.addsitedir({str(tmp_path / "site")!r})\n'
+    code += 'from mmengine.config import Config\n'
+    for index, base in enumerate(bases):
+        path = tmp_path / f'{index}.py'
+        path.write_text(f'_base_ = {base!r}\n')
+        code += f'print(Config.fromfile({str(path)!r}).model.type)\n'
+    code += "assert 'mmdistill_ext' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ['EncoderDecoder'] * 2

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.structures import PixelData
-from mmseg.structures import SegDataSample
 from mmengine.utils import ManagerMixin
+from mmseg.structures import SegDataSample
 
 from mmdistill_ext.distillers.build import build_model
 

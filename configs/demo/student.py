@@ -17,7 +17,7 @@ model = dict(
         type='ResNetV1c',
         depth=18,
         stem_channels=16,
-        base_channels=8,
+        base_channels=16,
         num_stages=3,
         strides=(1, 1, 2),
         dilations=(1, 1, 1),
@@ -26,14 +26,14 @@ model = dict(
         norm_cfg=norm_cfg,
     ),
     neck=dict(
-        type='FPN', in_channels=[8, 16, 32], out_channels=16, num_outs=3, norm_cfg=norm_cfg
+        type='FPN', in_channels=[16, 32, 64], out_channels=24, num_outs=3, norm_cfg=norm_cfg
     ),
     decode_head=dict(
         type='FPNHead',
-        in_channels=[16, 16, 16],
+        in_channels=[24, 24, 24],
         in_index=[0, 1, 2],
         feature_strides=[4, 4, 8],
-        channels=16,
+        channels=24,
         dropout_ratio=0.0,
         num_classes=11,
         norm_cfg=norm_cfg,

@@ -1,5 +1,4 @@
-# The teacher: wider, and trained on the whole archive (480 scenes), which was labelled before the
-# digits 8 and 9 counted. They are background to it: a good teacher that is wrong about the new.
+# The teacher: wider, and trained on all 480 scenes, but from an archive that mixes up 8 and 9.
 _base_ = './student.py'
 
 model = dict(

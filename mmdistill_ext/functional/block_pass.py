@@ -146,10 +146,14 @@ class BlockPass:
         """
         with torch.set_grad_enabled(gradient is not None):
             logits = student.values.detach().requires_grad_(gradient is not None)
-            units = loss(logits)
-        left_out = weight == 0
+            attached = loss(logits)
+        units, left_out = attached.detach(), weight == 0
         if gradient is not None:
-            (upstream,) = torch.autograd.grad(units, logits, weight)
-            upstream.masked_fill_(left_out.unsqueeze(1), 0)
+            (upstream,) = torch.autograd.grad(attached, logits, weight)
+            # A mask over the block would cost as much as the loss. Instead every NaN is cleared,
+            # then units that count and have no finite loss get theirs back.
+            factor = (units * 0 + 1).masked_fill_(left_out, 0)
+            upstream.nan_to_num_(nan=0, posinf=torch.inf, neginf=-torch.inf)
+            upstream.mul_(factor.unsqueeze(1))
             self.student.add_gradient(gradient, student, upstream)
-        return (units.detach() * weight).masked_fill_(left_out, 0).sum()
+        return (units * weight).masked_fill_(left_out, 0).sum()

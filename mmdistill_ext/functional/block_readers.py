@@ -41,7 +41,7 @@ class FullLogits:
     def read(self, image: int, start: int, stop: int, differentiate: bool = False) -> Reading:
         """Units ``start`` to ``stop`` of one image."""
         place = (slice(image, image + 1), slice(None), slice(start, stop))
-        return Reading(self.logits[place].to(self.dtype), place)
+        return Reading(self.logits[place].to(self.dtype).contiguous(), place)
 
     def new_gradient(self) -> Tensor:
         """Memory for the gradient; the blocks cover it once."""

@@ -28,7 +28,7 @@ from .checks import (
 
 __all__ = ['SELECTIONS', 'Block', 'BlockwiseResult', 'Selection', 'blockwise_distillation']
 
-CPU_BLOCK_BYTES = 2**20
+CPU_BLOCK_BYTES = 2**21
 DEVICE_BLOCK_BYTES = 2**25
 
 
@@ -95,7 +95,7 @@ def blockwise_distillation(
         task: Form the task's cross-entropy and the number of correct units too.
         task_class_weight: ``(classes,)``, class weights of that cross-entropy.
         keep_contrast: Return where the teacher wins.
-        block_bytes: Size of one block of logits; by default 1 MiB on a CPU, 32 MiB on others.
+        block_bytes: Size of one block of logits; by default 2 MiB on a CPU, 32 MiB on others.
 
     Returns:
         The sums, see :class:`BlockwiseResult`.

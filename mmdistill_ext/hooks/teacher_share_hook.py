@@ -10,7 +10,7 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import MessageHub
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdistill_ext.registry import HOOKS
 
@@ -28,7 +28,7 @@ class TeacherShareHook(Hook):
         per_class: Log the classes too.
 
     Raises:
-        ValueError: ``interval`` is not positive.
+        ValueError: ``interval`` is not positive, or the model has no teacher.
     """
 
     priority = 'NORMAL'  # before LoggerHook, which prints what is found then
@@ -41,6 +41,11 @@ class TeacherShareHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Take over the logger's interval."""
+        if not hasattr(_model(runner), 'distillation'):
+            raise ValueError(
+                '`TeacherShareHook` needs a model with a teacher, e.g. '
+                f"type='mmdistill_ext.TeacherStudentDistiller'. Found {_model(runner).__class__}."
+            )
         if self.interval is None:
             loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
             self.interval = loggers[0].interval if loggers else 50
@@ -56,14 +61,18 @@ class TeacherShareHook(Hook):
         end = self.end_of_epoch(runner.train_dataloader, batch_idx)
         if not (end or self.every_n_inner_iters(batch_idx, self.interval)):
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        for name, loss in model.distillation.losses.items():
+        distillation = _model(runner).distillation
+        for name, loss in distillation.losses.items():
             counts = loss.pop_counts() if hasattr(loss, 'pop_counts') else None
             if counts is None:
                 continue
             all_reduce(counts)
-            classes = model.distillation.classes if self.per_class else ()
+            classes = distillation.classes if self.per_class else ()
             publish(runner.message_hub, shares(counts, name, classes))
+
+
+def _model(runner: Runner) -> nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def shares(counts: Tensor, name: str, classes: Sequence[str]) -> dict[str, float | None]:

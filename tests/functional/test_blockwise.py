@@ -349,3 +349,15 @@ def test_only_maps_are_upsampled():
     student, teacher, target = make((2, 5, 8), None, (16,))
     with pytest.raises(ValueError, match=r'\(2, 5, 8\)'):
         blockwise_distillation(student, teacher, target)
+
+
+@pytest.mark.parametrize('size', [(6, 7), (12, 14)])
+def test_a_valid_unit_that_is_not_finite_stays_visible(size):
+    student, teacher, target = make((2, 5, 6, 7), None, size, ignored=0)
+    with torch.no_grad():
+        student[0, :, 2, 3] = math.nan
+    result = blockwise_distillation(student, teacher, target, selection='all')
+    assert result.distill_sum.isnan()
+    found = gradient(result.distill_sum, student)
+    assert found[0, :, 2, 3].isnan().all()
+    assert found[1].isfinite().all()

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -38,6 +39,12 @@ def test_published_values_are_current_whatever_the_name():
 def test_interval_is_checked(interval: int):
     with pytest.raises(ValueError, match=rf'`TeacherShareHook\.interval`.*Found {interval}'):
         TeacherShareHook(interval)
+
+
+def test_model_without_a_teacher_is_refused():
+    runner = SimpleNamespace(model=torch.nn.Linear(1, 1), hooks=[])
+    with pytest.raises(ValueError, match=r'`TeacherShareHook` needs.*Linear'):
+        TeacherShareHook().before_train(runner)
 
 
 def test_share_of_a_run_covers_all_iterations_since_the_last_log(tmp_path: Path):

@@ -6,12 +6,13 @@ downloaded. What is written is what mmseg's ``BaseSegDataset`` and mmdet's ``Coc
 
     root/images/{train,val}/000000.png
     root/annotations/{train,val}/000000.png        0 background, 1..10 the digits 0..9, 255 void
-    root/annotations/train_archive/000000.png      the same scenes, labelled before 8 and 9 counted
+    root/annotations/train_archive/000000.png      the same scenes, with 8 and 9 mixed up
     root/annotations/instances_{train,val}.json    COCO boxes and masks (RLE) of the visible parts
     root/manifest.json                             the parameters
 
 Void is the soft border of a stroke, where a person could not say either. ``train_archive`` is what
-the demo's imperfect teacher learns from: the digits named in ``unlabelled`` are background there.
+the demo's imperfect teacher learns from: labels whose numbers for two digits are exchanged, as
+happens when label sets are merged.
 
 Example:
     python tools/demo/digit_scenes.py data/digit_scenes --num-train 480 --num-val 120 --seed 0
@@ -32,7 +33,7 @@ VERSION = 1  # raise it when the same parameters give other pixels
 MIN_SIZE = 32
 
 
-def make_digit_scenes(root, num_train=480, num_val=120, size=96, seed=0, unlabelled=(8, 9)):
+def make_digit_scenes(root, num_train=480, num_val=120, size=96, seed=0, exchanged=(8, 9)):
     """Write a set of digit scenes, or keep the one that is there with the same parameters.
 
     Scene ``i`` depends on ``seed``, its split and ``i`` only, and the two splits draw from
@@ -44,7 +45,7 @@ def make_digit_scenes(root, num_train=480, num_val=120, size=96, seed=0, unlabel
         num_val (int): Number of validation scenes, >= 1.
         size (int): Height and width of a scene in pixels, >= 32.
         seed (int): Seed, >= 0.
-        unlabelled (Sequence[int]): Digits that are background in ``train_archive``.
+        exchanged (Sequence[int]): Two digits that stand for each other in ``train_archive``.
 
     Returns:
         Path: ``root``.
@@ -58,9 +59,9 @@ def make_digit_scenes(root, num_train=480, num_val=120, size=96, seed=0, unlabel
     for name, value in params.items():
         if not isinstance(value, int) or value < lowest[name]:
             raise ValueError(f'`{name}` should be an integer >= {lowest[name]}. Found {value!r}.')
-    if not set(unlabelled) <= set(range(10)):
-        raise ValueError(f'`unlabelled` should name digits 0..9. Found {unlabelled!r}.')
-    manifest = dict(what='digit scenes', version=VERSION, unlabelled=sorted(unlabelled), **params)
+    if len(set(exchanged)) != 2 or not set(exchanged) <= set(range(10)):
+        raise ValueError(f'`exchanged` should be two digits 0..9. Found {exchanged!r}.')
+    manifest = dict(what='digit scenes', version=VERSION, exchanged=sorted(exchanged), **params)
 
     root = Path(root)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -74,7 +75,7 @@ def make_digit_scenes(root, num_train=480, num_val=120, size=96, seed=0, unlabel
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         for split, count in (('train', num_train), ('val', num_val)):
-            _write_split(scratch, split, count, size, seed, unlabelled)
+            _write_split(scratch, split, count, size, seed, exchanged)
         (scratch / 'manifest.json').write_text(json.dumps(manifest, indent=2) + '\n')
         if root.exists():
             shutil.rmtree(root)
@@ -94,7 +95,7 @@ def _read_manifest(root):
     return manifest if is_ours else None
 
 
-def _write_split(root, split, count, size, seed, unlabelled):
+def _write_split(root, split, count, size, seed, exchanged):
     """Write images, label maps and the COCO file of one split."""
     glyphs, digits = _split_digits(split, seed)
     folders = [root / 'images' / split, root / 'annotations' / split]
@@ -110,7 +111,7 @@ def _write_split(root, split, count, size, seed, unlabelled):
     for index in range(count):
         rng = np.random.default_rng([seed, split == 'val', index])
         image, labels, instances = compose_scene(rng, glyphs, digits, size)
-        archive = np.where(np.isin(labels, np.add(unlabelled, 1)), 0, labels).astype(np.uint8)
+        archive = _exchange(labels, *np.add(exchanged, 1))
         name = f'{index:06d}.png'
         for folder, picture in zip(folders, (image, labels, archive)):
             cv2.imwrite(str(folder / name), picture)
@@ -126,6 +127,13 @@ def _write_split(root, split, count, size, seed, unlabelled):
                 )
             )
     (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
+
+
+def _exchange(labels, first, second):
+    """Labels in which two classes stand for each other."""
+    table = np.arange(256, dtype=np.uint8)
+    table[[first, second]] = second, first
+    return table[labels]
 
 
 def _split_digits(split, seed):

@@ -1,0 +1,106 @@
+"""What the benchmarks share: time, memory, versions, results."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+MIB = 2**20
+
+
+def alternate(
+    sides: dict[str, Callable[[], object]], device: torch.device, repeats: int, warmup: int = 2
+) -> dict[str, dict]:
+    """Time each side ``repeats`` times, in turns, so that a slow minute of the machine hits all.
+
+    Returns:
+        Side -> median, least and largest time in seconds, and all of them.
+    """
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(warmup + repeats):
+        for name, side in sides.items():
+            _wait(device)
+            begin = time.perf_counter()
+            side()
+            _wait(device)
+            if turn >= warmup:
+                times[name].append(time.perf_counter() - begin)
+    return {
+        name: dict(median=statistics.median(t), least=min(t), largest=max(t), all=t)
+        for name, t in times.items()
+    }
+
+
+def extra_peak_bytes(side: Callable[[], object], device: torch.device) -> int:
+    """Most memory that a call holds beyond what is held before it.
+
+    On a GPU as PyTorch's allocator counts it. On a CPU by the kernel's high-water mark of the
+    resident set (``VmHWM``), reset before the call, after free heap memory went back to the system:
+    that includes what libraries allocate past PyTorch and misses no short peak.
+
+    Raises:
+        OSError: On a CPU without Linux's ``/proc/self/clear_refs``.
+    """
+    gc.collect()
+    _wait(device)
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        side()
+        _wait(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    ctypes.CDLL(None).malloc_trim(0)
+    Path('/proc/self/clear_refs').write_text('5')  # VmHWM := VmRSS
+    before = _status('VmRSS')
+    side()
+    return _status('VmHWM') - before
+
+
+def environment(device: torch.device) -> dict:
+    """Machine and versions, to be kept with every result."""
+    found = dict(
+        python=platform.python_version(),
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        cpu=_cpu_name(),
+        device=torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu',
+    )
+    for name in ('mmdistill-ext', 'mmengine', 'mmsegmentation'):
+        for distribution in (name, f'onedl-{name}'):
+            try:
+                found[distribution] = version(distribution)
+            except PackageNotFoundError:
+                continue
+    return found
+
+
+def write_json(path: str | None, result: dict) -> None:
+    """Write a result, if a path was given."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(result, indent=2) + '\n')
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def _status(key: str) -> int:
+    found = re.search(rf'{key}:\s+(\d+) kB', Path('/proc/self/status').read_text())
+    return int(found[1]) * 1024
+
+
+def _cpu_name() -> str:
+    names = re.findall(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())
+    return f'{len(names)} x {names[0]}' if names else platform.processor()

@@ -1,0 +1,98 @@
+"""The page's pictures: curves and bars as SVG, label maps and masks as PNG, all as data URIs."""
+
+import base64
+import io
+
+import cv2
+import matplotlib
+import numpy as np
+
+matplotlib.use('svg')
+import matplotlib.pyplot as plt  # noqa: E402  after the choice of the backend
+
+COLORS = dict(teacher='#111827', student='#7c8798', student_kd='#c2548d', student_sel='#0a8f6c')
+STYLE = {
+    'font.size': 9,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': True,
+    'grid.color': '#e8eaee',
+    'axes.edgecolor': '#9aa3af',
+    'axes.axisbelow': True,
+    'legend.frameon': False,
+    'svg.hashsalt': 'demo',
+}
+
+
+def _svg(draw, size):
+    """Return what ``draw(axes)`` draws, as a data URI."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=size, layout='constrained')
+        draw(axes)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format='svg', metadata={'Date': None})
+        plt.close(figure)
+    return 'data:image/svg+xml;base64,' + base64.b64encode(buffer.getvalue()).decode()
+
+
+def curves(series, ylabel, level=None):
+    """Draw values over iterations.
+
+    Args:
+        series (list[tuple]): (label, colour, iterations, values) of each curve.
+        ylabel (str): What the values are.
+        level (tuple, optional): (label, colour, value) of a dashed horizontal line.
+
+    Returns:
+        str: A data URI.
+    """
+
+    def draw(axes):
+        for label, color, steps, values in series:
+            marker = 'o' if len(steps) < 12 else None
+            axes.plot(steps, values, color=color, label=label, lw=1.8, marker=marker, ms=4)
+        if level:
+            label, color, value = level
+            axes.axhline(value, color=color, label=label, lw=1.2, ls=(0, (4, 3)))
+        axes.set(xlabel='iteration', ylabel=ylabel, ylim=(0, None))
+        axes.legend(loc='best', fontsize=8)
+
+    return _svg(draw, (5.2, 3.0))
+
+
+def bars(names, values, colors, ylabel):
+    """Draw one bar per name, values in per cent; ``None`` leaves a gap. Returns a data URI."""
+
+    def draw(axes):
+        heights = [0 if value is None else value for value in values]
+        axes.bar(names, heights, color=colors, width=0.7)
+        for index, value in enumerate(values):
+            if value is not None:
+                axes.text(index, value, f'{value:.0f}', ha='center', va='bottom', fontsize=8)
+        axes.set(ylabel=ylabel, ylim=(0, 108))
+        axes.grid(visible=False, axis='x')
+        axes.tick_params(axis='x', length=0, labelsize=8)
+
+    return _svg(draw, (5.2, 3.0))
+
+
+def png(picture):
+    """Return an RGB picture ``(H, W, 3)`` uint8 as a data URI."""
+    _, encoded = cv2.imencode('.png', np.ascontiguousarray(picture[..., ::-1]))
+    return 'data:image/png;base64,' + base64.b64encode(encoded.tobytes()).decode()
+
+
+def colored(values, colors):
+    """Colour a map of values.
+
+    Args:
+        values (ndarray): ``(H, W)`` uint8.
+        colors (dict): Value -> RGB; values without a colour are light grey.
+
+    Returns:
+        ndarray: ``(H, W, 3)`` uint8.
+    """
+    palette = np.full((256, 3), 225, np.uint8)
+    for value, color in colors.items():
+        palette[value] = color
+    return palette[values]
