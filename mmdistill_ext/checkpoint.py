@@ -12,6 +12,11 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor, nn
 
+from mmdistill_ext.compat import allow_training_checkpoints
+
+CONNECTORS = 'connectors.'
+"""Prefix of the only keys of a training checkpoint that are not the student's."""
+
 
 def load_weights(source: str, key: str = 'checkpoint') -> dict:
     """Load a checkpoint's weights and meta data; nothing in it is executed.
@@ -21,8 +26,8 @@ def load_weights(source: str, key: str = 'checkpoint') -> dict:
         key: The config key to name in errors.
 
     Returns:
-        ``dict(state_dict=..., meta=...)``; ``meta`` is empty for a bare state dict. A ``module.``
-        prefix of the keys is removed.
+        ``dict(state_dict=..., meta=...)``: the keys of the plain model, without ``module.`` before
+        them and without a distiller's connectors; ``meta`` is empty for a bare state dict.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -31,6 +36,7 @@ def load_weights(source: str, key: str = 'checkpoint') -> dict:
     path = _download(source, key) if source.startswith(('http://', 'https://')) else Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"`{key}` should be an existing file or a URL. Found '{source}'.")
+    allow_training_checkpoints()
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
     except UnpicklingError as error:
@@ -43,8 +49,9 @@ def load_weights(source: str, key: str = 'checkpoint') -> dict:
     state = content.get('state_dict', content) if isinstance(content, Mapping) else None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"`{key}` should hold a state dict of tensors. '{source}' does not.")
+    state = {name.removeprefix('module.'): value for name, value in state.items()}
     return dict(
-        state_dict={name.removeprefix('module.'): value for name, value in state.items()},
+        state_dict={k: v for k, v in state.items() if not k.startswith(CONNECTORS)},
         meta=content.get('meta', {}) if 'state_dict' in content else {},
     )
 

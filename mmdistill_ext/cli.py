@@ -17,7 +17,6 @@ from torch import nn
 from mmdistill_ext.checkpoint import check_keys, load_weights
 from mmdistill_ext.compat import require_framework
 from mmdistill_ext.distillers.build import FRAMEWORKS
-from mmdistill_ext.export import CONNECTORS
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
@@ -150,5 +149,5 @@ def check_checkpoint(model: nn.Module, source: str, key: str, partial: bool = Fa
                 f"tensors fit the {len(own)} of the config's model."
             )
         return
-    used = {k: v for k, v in state.items() if k in own and not k.startswith(CONNECTORS)}
+    used = {k: v for k, v in state.items() if k in own}
     check_keys(model, used, f"`{key}` '{source}'")

@@ -36,11 +36,12 @@ def _history_getattr(owner, name):
     raise TypeError(f'A checkpoint may not read `{owner!r}.{name}`.')
 
 
-def mend_resume() -> None:
+def allow_training_checkpoints() -> None:
     """Let mmengine's own training checkpoints load with ``weights_only=True``.
 
     Stock mmengine 0.10.7 cannot read them on PyTorch >= 2.6, the maintained fork falls back to
-    unpickling anything. What they hold besides tensors is allowed here, once for the process.
+    unpickling anything. What they hold besides tensors is allowed here, for the process; the fork
+    takes its own, overlapping list away after each load, so this is called before each of ours.
     """
     core = getattr(np, '_core', None) or np.core
     rebuild = [core.multiarray._reconstruct, core.multiarray.scalar]
@@ -67,5 +68,5 @@ def mend_cpu_distributed() -> None:
 
 
 _scopes.mend(MODULE2PACKAGE)
-mend_resume()
+allow_training_checkpoints()
 mend_cpu_distributed()

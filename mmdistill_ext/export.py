@@ -16,9 +16,6 @@ from mmdistill_ext.checkpoint import check_keys, load_weights, write_atomic
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
 from mmdistill_ext.registry import HOOKS, MODELS, SCOPE
 
-CONNECTORS = 'connectors.'
-"""Prefix of the only keys of a training checkpoint that are not the student's."""
-
 
 def is_distillation(cfg: Config) -> bool:
     """Whether the config's model is a distiller of this package, with a student to stand alone."""
@@ -116,9 +113,8 @@ def load_student(plain: Config, checkpoint: str) -> tuple[nn.Module, dict]:
     scope = {'_scope_': plain.default_scope} if plain.get('default_scope') else {}
     model = build_model({**scope, **plain.model.to_dict()})
     loaded = load_weights(checkpoint)
-    state = {k: v for k, v in loaded['state_dict'].items() if not k.startswith(CONNECTORS)}
-    check_keys(model, state, f"`checkpoint` '{checkpoint}'")
-    model.load_state_dict(state, strict=False)  # strict but for num_batches_tracked
+    check_keys(model, loaded['state_dict'], f"`checkpoint` '{checkpoint}'")
+    model.load_state_dict(loaded['state_dict'], strict=False)  # strict but for num_batches_tracked
     return model.eval(), loaded['meta']
 
 

@@ -25,9 +25,7 @@ model = dict(
         zero_init_residual=False,
         norm_cfg=norm_cfg,
     ),
-    neck=dict(
-        type='FPN', in_channels=[16, 32, 64], out_channels=24, num_outs=3, norm_cfg=norm_cfg
-    ),
+    neck=dict(type='FPN', in_channels=[16, 32, 64], out_channels=24, num_outs=3, norm_cfg=norm_cfg),
     decode_head=dict(
         type='FPNHead',
         in_channels=[24, 24, 24],

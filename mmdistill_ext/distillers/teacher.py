@@ -49,9 +49,8 @@ class Teacher(nn.Module):
         with isolated_rng():
             self.model = revert_sync_batchnorm(build_model(model, 'teacher.model'))
         loaded = load_weights(checkpoint, 'teacher.checkpoint')
-        state = {k: v for k, v in loaded['state_dict'].items() if not k.startswith('connectors.')}
-        check_keys(self.model, state, f"`teacher.checkpoint`='{checkpoint}'")
-        self.model.load_state_dict(state, strict=False)  # strict but for num_batches_tracked
+        check_keys(self.model, loaded['state_dict'], f"`teacher.checkpoint`='{checkpoint}'")
+        self.model.load_state_dict(loaded['state_dict'], strict=False)  # strict but for num_batches_tracked
         self.classes: tuple[str, ...] | None = _classes(loaded['meta'])
         self.requires_grad_(False)
         self.channels_last = channels_last

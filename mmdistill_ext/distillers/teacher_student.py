@@ -9,7 +9,7 @@ from mmengine.model import BaseModel
 from torch import Tensor
 
 from mmdistill_ext.compat import require_framework
-from mmdistill_ext.distillers.build import build_model
+from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
 from mmdistill_ext.distillers.distillation import Distillation
 from mmdistill_ext.registry import MODELS
 
@@ -41,7 +41,11 @@ class DistilledModel:
 
 @MODELS.register_module('TeacherStudentDistiller')
 def build_teacher_student(
-    student: dict | str, teacher: dict, losses: dict, fuse_task_loss: bool = False
+    student: dict | str,
+    teacher: dict,
+    losses: dict,
+    fuse_task_loss: bool = False,
+    data_preprocessor: dict | None = None,
 ) -> BaseModel:
     """Build a student that learns from its labels and from a frozen teacher.
 
@@ -54,6 +58,8 @@ def build_teacher_student(
             ``'decode_head'``), ``weight`` (>= 0), ``begin``, ``warmup`` and ``stop`` (iterations).
             When all are off the teacher does not run.
         fuse_task_loss: Form the head's own cross-entropy in the same block-wise pass.
+        data_preprocessor: For a student that names none; the runner hands it over when the config
+            has one beside the model.
 
     Returns:
         The student, its class extended by :class:`DistilledModel`; ``model.distillation`` holds the
@@ -63,6 +69,9 @@ def build_teacher_student(
         ValueError: Student, teacher and losses do not fit each other; the message names the key.
         FileNotFoundError: A config or checkpoint does not exist.
     """
+    student = resolve_model_cfg(student, 'student')
+    if data_preprocessor is not None:
+        student.setdefault('data_preprocessor', data_preprocessor)
     model = build_model(student, 'student')
     distillation = Distillation(model, teacher, losses, _units_for(model), fuse_task_loss)
     name = f'Distilled{type(model).__name__}'

@@ -95,6 +95,16 @@ def test_losses_are_the_students_own_and_the_terms(teacher, batch):
     assert 0 < losses['decode.loss_sel'] < float('inf')
 
 
+def test_data_preprocessor_beside_the_model_is_for_a_student_without(teacher):
+    student = tiny_seg.model(8)
+    own = student.pop('data_preprocessor')
+    model = build_teacher_student(student, teacher, dict(sel=SEL), data_preprocessor=own)
+    assert model.data_preprocessor.size == (32, 40)
+    other = dict(own, size=(8, 8))
+    model = build_teacher_student(tiny_seg.model(8), teacher, dict(sel=SEL), data_preprocessor=other)
+    assert model.data_preprocessor.size == (32, 40)
+
+
 @pytest.mark.parametrize('mode', ['tensor', 'predict'])
 def test_other_modes_are_the_students(teacher, batch, mode):
     model, student = distilled(teacher, dict(sel=SEL)).eval(), plain().eval()

@@ -33,22 +33,29 @@ VERSION = 1  # raise it when the same parameters give other pixels
 MIN_SIZE = 32
 
 
-def make_digit_scenes(root, num_train=480, num_val=120, size=96, seed=0, exchanged=(8, 9)):
+def make_digit_scenes(
+    root: str | Path,
+    num_train: int = 480,
+    num_val: int = 120,
+    size: int = 96,
+    seed: int = 0,
+    exchanged: tuple[int, int] = (8, 9),
+) -> Path:
     """Write a set of digit scenes, or keep the one that is there with the same parameters.
 
     Scene ``i`` depends on ``seed``, its split and ``i`` only, and the two splits draw from
     disjoint digits. The folder appears complete or not at all.
 
     Args:
-        root (str | Path): Folder to write. One that holds other digit scenes is replaced.
-        num_train (int): Number of training scenes, >= 1.
-        num_val (int): Number of validation scenes, >= 1.
-        size (int): Height and width of a scene in pixels, >= 32.
-        seed (int): Seed, >= 0.
-        exchanged (Sequence[int]): Two digits that stand for each other in ``train_archive``.
+        root: Folder to write. One that holds other digit scenes is replaced.
+        num_train: Number of training scenes, >= 1.
+        num_val: Number of validation scenes, >= 1.
+        size: Height and width of a scene in pixels, >= 32.
+        seed: Seed, >= 0.
+        exchanged: Two digits that stand for each other in ``train_archive``.
 
     Returns:
-        Path: ``root``.
+        ``root``.
 
     Raises:
         ValueError: A parameter is out of range.
@@ -85,7 +92,7 @@ def make_digit_scenes(root, num_train=480, num_val=120, size=96, seed=0, exchang
     return root
 
 
-def _read_manifest(root):
+def _read_manifest(root: Path) -> dict | None:
     """The manifest of digit scenes at ``root``, or None when something else is there."""
     try:
         manifest = json.loads((root / 'manifest.json').read_text())
@@ -95,7 +102,9 @@ def _read_manifest(root):
     return manifest if is_ours else None
 
 
-def _write_split(root, split, count, size, seed, exchanged):
+def _write_split(
+    root: Path, split: str, count: int, size: int, seed: int, exchanged: tuple[int, int]
+) -> None:
     """Write images, label maps and the COCO file of one split."""
     glyphs, digits = _split_digits(split, seed)
     folders = [root / 'images' / split, root / 'annotations' / split]
@@ -103,40 +112,40 @@ def _write_split(root, split, count, size, seed, exchanged):
         folders.append(root / 'annotations' / 'train_archive')
     for folder in folders:
         folder.mkdir(parents=True)
-    coco = dict(
-        images=[],
-        annotations=[],
-        categories=[dict(id=i, name=name) for i, name in enumerate(CLASSES[1:])],
-    )
+    shapes = []
     for index in range(count):
         rng = np.random.default_rng([seed, split == 'val', index])
         image, labels, instances = compose_scene(rng, glyphs, digits, size)
         archive = _exchange(labels, *np.add(exchanged, 1))
-        name = f'{index:06d}.png'
-        for folder, picture in zip(folders, (image, labels, archive)):
-            cv2.imwrite(str(folder / name), picture)
-        coco['images'].append(dict(id=index, file_name=name, height=size, width=size))
-        for digit, mask in instances:
-            coco['annotations'].append(
-                dict(
-                    id=len(coco['annotations']) + 1,
-                    image_id=index,
-                    category_id=int(digit),
-                    iscrowd=0,
-                    **_coco_shape(mask),
-                )
-            )
-    (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
+        for folder, picture in zip(folders, (image, labels, archive), strict=False):
+            cv2.imwrite(str(folder / f'{index:06d}.png'), picture)
+        shapes.append([(int(digit), _coco_shape(mask)) for digit, mask in instances])
+    text = json.dumps(_coco(shapes, size))
+    (root / 'annotations' / f'instances_{split}.json').write_text(text)
 
 
-def _exchange(labels, first, second):
+def _coco(shapes: list[list[tuple[int, dict]]], size: int) -> dict:
+    """The COCO file of scenes with these digits and shapes; categories are numbered as labels."""
+    names = [f'{index:06d}.png' for index in range(len(shapes))]
+    flat = [(index, *pair) for index, pairs in enumerate(shapes) for pair in pairs]
+    return dict(
+        images=[dict(id=i, file_name=n, height=size, width=size) for i, n in enumerate(names)],
+        annotations=[
+            dict(id=number, image_id=index, category_id=digit + 1, iscrowd=0, **shape)
+            for number, (index, digit, shape) in enumerate(flat, start=1)
+        ],
+        categories=[dict(id=i, name=name) for i, name in enumerate(CLASSES) if i],
+    )
+
+
+def _exchange(labels: np.ndarray, first: int, second: int) -> np.ndarray:
     """Labels in which two classes stand for each other."""
     table = np.arange(256, dtype=np.uint8)
     table[[first, second]] = second, first
     return table[labels]
 
 
-def _split_digits(split, seed):
+def _split_digits(split: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Digits of one split: 80 % of the 1,797 for training, the others for validation."""
     from sklearn.datasets import load_digits
 
@@ -147,17 +156,19 @@ def _split_digits(split, seed):
     return data.images[chosen].astype(np.float32) / 16, data.target[chosen]
 
 
-def compose_scene(rng, glyphs, digits, size):
+def compose_scene(
+    rng: np.random.Generator, glyphs: np.ndarray, digits: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, np.ndarray]]]:
     """Compose one scene.
 
     Args:
-        rng (np.random.Generator): Source of every choice.
-        glyphs (ndarray): (N, 8, 8) float32 in [0, 1].
-        digits (ndarray): (N,) the digit of each glyph.
-        size (int): Height and width in pixels.
+        rng: Source of every choice.
+        glyphs: (N, 8, 8) float32 in [0, 1].
+        digits: (N,) the digit of each glyph.
+        size: Height and width in pixels.
 
     Returns:
-        tuple: image (size, size, 3) uint8 BGR; labels (size, size) uint8; a list of (digit,
+        Image (size, size, 3) uint8 BGR; labels (size, size) uint8; a list of (digit,
         visible mask) from the back to the front.
     """
     image = _background(rng, size)
@@ -169,7 +180,7 @@ def compose_scene(rng, glyphs, digits, size):
         alpha = _place(rng, glyphs[pick], size)
         ink, border = alpha > 0.5, (alpha > 0.3) & (alpha <= 0.5)
         left = [np.count_nonzero((owner == i) & ~ink & ~border) for i in range(len(placed))]
-        if any(rest < 0.65 * area for rest, (_, area) in zip(left, placed)):
+        if any(rest < 0.65 * area for rest, (_, area) in zip(left, placed, strict=True)):
             continue  # it would hide too much of a digit that is already there
         under = image[ink].mean(axis=0)
         opacity = np.clip((alpha - 0.25) / 0.35, 0, 1)[..., None]
@@ -183,7 +194,7 @@ def compose_scene(rng, glyphs, digits, size):
     return image.clip(0, 255).astype(np.uint8), labels, instances
 
 
-def _background(rng, size):
+def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     """A texture of cloud and stripes, with strokes and blobs that are no digits."""
     image = np.full((size, size, 3), rng.uniform(110, 220) + rng.normal(0, 25, 3), np.float32)
     for cells, strength in ((4, 18), (16, 8)):
@@ -204,12 +215,12 @@ def _background(rng, size):
     return image
 
 
-def _darker(rng, under):
+def _darker(rng: np.random.Generator, under: np.ndarray) -> np.ndarray:
     """An ink 60 to 120 grey levels below the colour ``under``."""
     return np.clip(under - rng.uniform(60, 120) + rng.normal(0, 18, 3), 0, 255)
 
 
-def _place(rng, glyph, size):
+def _place(rng: np.random.Generator, glyph: np.ndarray, size: int) -> np.ndarray:
     """A (size, size) map in [0, 1]: the glyph enlarged 3 to 4.5 times, turned, somewhere inside."""
     scale = rng.uniform(3, 4.5) * min(1, size / 96)
     turn = np.deg2rad(rng.uniform(-8, 8))
@@ -221,7 +232,7 @@ def _place(rng, glyph, size):
     return cv2.warpAffine(glyph, matrix, (size, size), flags=cv2.INTER_CUBIC).clip(0, 1)
 
 
-def _coco_shape(mask):
+def _coco_shape(mask: np.ndarray) -> dict:
     """Box (x, y, w, h), area and uncompressed RLE (column by column) of a boolean mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = [columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1]
@@ -236,7 +247,7 @@ def _coco_shape(mask):
     )
 
 
-def main():
+def main() -> None:
     """Command line: see the module's docstring."""
     parser = argparse.ArgumentParser(description='Write digit scenes in mmseg and COCO layout')
     parser.add_argument('root', help='folder to write')

@@ -2,13 +2,14 @@
 
 import base64
 import io
+from collections.abc import Callable
 
 import cv2
 import matplotlib
 import numpy as np
 
 matplotlib.use('svg')
-import matplotlib.pyplot as plt  # noqa: E402  after the choice of the backend
+import matplotlib.pyplot as plt
 
 COLORS = dict(teacher='#111827', student='#7c8798', student_kd='#c2548d', student_sel='#0a8f6c')
 STYLE = {
@@ -24,7 +25,7 @@ STYLE = {
 }
 
 
-def _svg(draw, size):
+def _svg(draw: Callable[[plt.Axes], None], size: tuple[float, float] = (5.2, 3.0)) -> str:
     """Return what ``draw(axes)`` draws, as a data URI."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=size, layout='constrained')
@@ -35,19 +36,19 @@ def _svg(draw, size):
     return 'data:image/svg+xml;base64,' + base64.b64encode(buffer.getvalue()).decode()
 
 
-def curves(series, ylabel, level=None):
+def curves(series: list[tuple], ylabel: str, level: tuple | None = None) -> str:
     """Draw values over iterations.
 
     Args:
-        series (list[tuple]): (label, colour, iterations, values) of each curve.
-        ylabel (str): What the values are.
-        level (tuple, optional): (label, colour, value) of a dashed horizontal line.
+        series: (label, colour, iterations, values) of each curve.
+        ylabel: What the values are.
+        level: (label, colour, value) of a dashed horizontal line.
 
     Returns:
-        str: A data URI.
+        A data URI.
     """
 
-    def draw(axes):
+    def draw(axes: plt.Axes) -> None:
         for label, color, steps, values in series:
             marker = 'o' if len(steps) < 12 else None
             axes.plot(steps, values, color=color, label=label, lw=1.8, marker=marker, ms=4)
@@ -57,15 +58,15 @@ def curves(series, ylabel, level=None):
         axes.set(xlabel='iteration', ylabel=ylabel, ylim=(0, None))
         axes.legend(loc='best', fontsize=8)
 
-    return _svg(draw, (5.2, 3.0))
+    return _svg(draw)
 
 
-def bars(names, values, colors, ylabel):
-    """Draw one bar per name, values in per cent; ``None`` leaves a gap. Returns a data URI."""
+def bars(names: list[str], values: list[float | None], color: str, ylabel: str) -> str:
+    """Draw one bar per name, values in per cent; ``None`` leaves a gap. Return a data URI."""
 
-    def draw(axes):
+    def draw(axes: plt.Axes) -> None:
         heights = [0 if value is None else value for value in values]
-        axes.bar(names, heights, color=colors, width=0.7)
+        axes.bar(names, heights, color=color, width=0.7)
         for index, value in enumerate(values):
             if value is not None:
                 axes.text(index, value, f'{value:.0f}', ha='center', va='bottom', fontsize=8)
@@ -73,26 +74,26 @@ def bars(names, values, colors, ylabel):
         axes.grid(visible=False, axis='x')
         axes.tick_params(axis='x', length=0, labelsize=8)
 
-    return _svg(draw, (5.2, 3.0))
+    return _svg(draw)
 
 
-def png(picture):
+def png(picture: np.ndarray) -> str:
     """Return an RGB picture ``(H, W, 3)`` uint8 as a data URI."""
     _, encoded = cv2.imencode('.png', np.ascontiguousarray(picture[..., ::-1]))
     return 'data:image/png;base64,' + base64.b64encode(encoded.tobytes()).decode()
 
 
-def colored(values, colors):
+def colored(values: np.ndarray, colors: dict[int, tuple]) -> np.ndarray:
     """Colour a map of values.
 
     Args:
-        values (ndarray): ``(H, W)`` uint8.
-        colors (dict): Value -> RGB; values without a colour are light grey.
+        values: ``(H, W)`` uint8.
+        colors: Value -> RGB, for every value in the map.
 
     Returns:
-        ndarray: ``(H, W, 3)`` uint8.
+        ``(H, W, 3)`` uint8.
     """
-    palette = np.full((256, 3), 225, np.uint8)
+    palette = np.zeros((256, 3), np.uint8)
     for value, color in colors.items():
         palette[value] = color
     return palette[values]

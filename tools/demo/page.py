@@ -4,62 +4,61 @@ import json
 import math
 import os
 import platform
-import statistics
 import time
 from html import escape
 from pathlib import Path
 from string import Template
 
 import cv2
-import figures
-import numpy as np
+from figures import COLORS, bars, colored, curves, png
 from mmengine.config import Config
-from results import busy_seconds, class_iou, curve, read_label, read_metrics, read_scalars, versions
+from results import VOID, Model, busy_seconds, curve, mean_iou, read_label, read_model, versions
 from steps import shown
 
 from mmdistill_ext.visualization import CONTRAST_COLORS, CONTRAST_VALUES
 
-MODELS = dict(
+NAMES = dict(
     teacher='Teacher',
     student='Student alone',
     student_kd='Student, plain distillation',
     student_sel='Student, selective teacher',
 )
-STUDENTS = [name for name in MODELS if name != 'teacher']
+STUDENTS = [name for name in NAMES if name != 'teacher']
 SCENES_SHOWN = 6
+VOID_COLOR = (225, 225, 225)
 
 
-def write_page(out, records):
+def write_page(out: Path, records: dict[str, dict]) -> Path:
     """Write ``index.html`` from what the steps left behind.
 
     Args:
-        out (Path): Folder of the demo.
-        records (dict): Step -> record, see :func:`steps.run_steps`.
+        out: Folder of the demo.
+        records: Step -> record, see :func:`steps.run_steps`.
 
     Returns:
-        Path: The page.
+        The page.
     """
-    meta = Config.fromfile('configs/demo/student.py').val_dataloader.dataset.metainfo
+    student = Config.fromfile('configs/demo/student.py')
+    meta = student.val_dataloader.dataset.metainfo
     manifest = json.loads((out / 'data' / 'manifest.json').read_text())
-    new = [f'{digit}' for digit in manifest['unlabelled']]
-    models = {name: read_model(out, name, meta.classes, records) for name in MODELS}
-    text = Template(Path(__file__).with_name('page.html').read_text()).substitute(
-        verdict=verdict(models, new),
-        new=' and '.join(new),
+    mixed = [str(digit) for digit in manifest['exchanged']]
+    models = {name: read_model(out, name, meta.classes) for name in NAMES}
+    text = Template(Path(__file__).with_name('page.html').read_text(encoding='utf-8')).substitute(
+        verdict=verdict({name: models[name] for name in STUDENTS}, mixed),
+        mixed=' and '.join(mixed),
         num_train=manifest['num_train'],
         num_val=manifest['num_val'],
-        num_labelled=labelled(manifest),
-        scores=score_table(models, meta.classes, new),
-        classes=class_table(models, meta.classes, new),
+        num_labelled=min(student.train_dataloader.dataset.indices, manifest['num_train']),
+        scores=score_table(models, records, meta.classes, mixed),
+        classes=class_table(models, meta.classes, mixed),
         curves=learning_curves(models),
-        shares=teacher_shares(out, models['student_sel']['scalars'], meta.classes, new),
+        shares=teacher_shares(out, models['student_sel'], meta.classes, mixed),
         legend=legend(meta),
         scenes=scene_table(out, meta),
         steps=step_table(records),
-        total=f'{busy_seconds(records.values()) / 60:.1f}',
+        minutes=f'{busy_seconds(records.values()) / 60:.1f}',
         machine=escape(f'{platform.system()} {platform.machine()}, {os.cpu_count()} processors'),
-        versions=escape(', '.join(f'{k} {v}' for k, v in versions().items())),
-        python=platform.python_version(),
+        versions=escape(', '.join(f'{name} {found}' for name, found in versions().items())),
         date=time.strftime('%Y-%m-%d %H:%M'),
     )
     page = out / 'index.html'
@@ -67,191 +66,170 @@ def write_page(out, records):
     return page
 
 
-def read_model(out, name, classes, records):
-    """Return what the page says of one model."""
-    scalars = read_scalars(out / 'runs' / name)
-    iou = class_iou(out / 'predictions' / name, out / 'data/annotations/val', len(classes))
-    return dict(
-        scalars=scalars,
-        iou=dict(zip(classes, iou)),
-        miou=read_metrics(out / 'tests' / name)['mIoU'],
-        trained=[line['mIoU'] for line in scalars if 'mIoU' in line][-1],
-        step_ms=1000 * statistics.median(curve(scalars, 'time')[1]),
-        minutes=records[f'train {name}']['seconds'] / 60,
+def verdict(models: dict[str, Model], mixed: list[str]) -> str:
+    """Say what came out, whatever it was.
+
+    Args:
+        models: Alone, plain distillation and selective teacher, in this order.
+        mixed: Classes that the teacher mixes up.
+    """
+    alone, plain, selective = (model.miou for model in models.values())
+    numbers = (
+        f'mIoU {selective:.1f}, against {alone:.1f} alone and {plain:.1f} with plain distillation'
     )
-
-
-def labelled(manifest):
-    """How many fully labelled scenes the students see."""
-    indices = Config.fromfile('configs/demo/student.py').train_dataloader.dataset.indices
-    return min(indices, manifest['num_train'])
-
-
-def verdict(models, new):
-    """Say in two sentences what came out, whatever it was."""
-    scores = {name: models[name]['miou'] for name in STUDENTS}
-    alone, plain, selective = scores.values()
-    numbers = f'mIoU {selective:.1f}, against {alone:.1f} alone and {plain:.1f} with plain distillation'
     if selective > max(alone, plain):
         first = f'The student with the selective teacher came out best: {numbers}.'
     elif selective > plain:
-        first = f'The selective teacher beat plain distillation, but not the student alone: {numbers}.'
+        first = (
+            f'The selective teacher beat plain distillation, but not the student alone: {numbers}.'
+        )
     else:
-        first = f'The selective teacher did not win this time: {numbers}.'
-    unseen = {name: group_iou(models[name]['iou'], new) for name in STUDENTS}
-    second = (
-        f'On the digits that the teacher does not know, the students reach '
-        f'{unseen["student"]:.1f} alone, {unseen["student_kd"]:.1f} with plain distillation and '
-        f'{unseen["student_sel"]:.1f} with the selective teacher.'
+        first = f'The selective teacher did not beat plain distillation this time: {numbers}.'
+    alone, plain, selective = (mean_iou(model.iou, mixed) for model in models.values())
+    return (
+        f'{first} On {" and ".join(mixed)}, which the teacher mixes up, the IoU is {alone:.1f} '
+        f'alone, {plain:.1f} with plain distillation and {selective:.1f} with the selective one.'
     )
-    return f'{first} {second}'
 
 
-def group_iou(iou, names):
-    """Mean IoU of some classes; those that are nowhere do not count."""
-    values = [iou[name] for name in names if not math.isnan(iou[name])]
-    return statistics.fmean(values) if values else math.nan
-
-
-def table(header, rows, kind=''):
-    """Return an HTML table; cells are HTML, or a pair of text and background."""
-    cells = ''.join(f'<th>{cell}</th>' for cell in header)
-    lines = [f'<tr>{cells}</tr>']
+def table(header: list[str], rows: list[list[str | tuple[str, str]]], kind: str) -> str:
+    """Return an HTML table; a cell is HTML, or HTML and a background colour."""
+    lines = [''.join(f'<th>{cell}</th>' for cell in header)]
     for row in rows:
-        parts = [c if isinstance(c, tuple) else (c, '') for c in row]
-        cells = ''.join(f'<td style="background:{b}">{t}</td>' if b else f'<td>{t}</td>' for t, b in parts)
-        lines.append(f'<tr>{cells}</tr>')
-    return f'<table class="{kind}">{"".join(lines)}</table>'
+        cells = [cell if isinstance(cell, tuple) else (cell, 'none') for cell in row]
+        lines.append(
+            ''.join(f'<td style="background:{color}">{text}</td>' for text, color in cells)
+        )
+    body = ''.join(f'<tr>{line}</tr>' for line in lines)
+    return f'<table class="{kind}">{body}</table>'
 
 
-def dot(name):
+def dot(name: str) -> str:
     """A model's name with its colour."""
-    return f'<i style="background:{figures.COLORS[name]}"></i>{MODELS[name]}'
+    return f'<i style="background:{COLORS[name]}"></i>{NAMES[name]}'
 
 
-def score_table(models, classes, new):
-    """Return the table of results."""
-    known = [name for name in classes[1:] if name not in new]
-    best = max(models[name]['miou'] for name in STUDENTS)
+def score_table(
+    models: dict[str, Model], records: dict, classes: list[str], mixed: list[str]
+) -> str:
+    """Return the table of results; the best student's mIoU is bold."""
+    others = [name for name in classes[1:] if name not in mixed]
+    best = max(models[name].miou for name in STUDENTS)
     rows = []
     for name, model in models.items():
-        miou = f'{model["miou"]:.1f}'
+        is_best = name in STUDENTS and model.miou == best
         rows.append(
             [
                 dot(name),
-                f'<b>{miou}</b>' if name != 'teacher' and model['miou'] == best else miou,
-                f'{group_iou(model["iou"], known):.1f}',
-                f'{group_iou(model["iou"], new):.1f}',
-                f'{model["trained"]:.1f}',
-                f'{model["step_ms"]:.0f}',
-                f'{model["minutes"]:.1f}',
+                f'<b>{model.miou:.1f}</b>' if is_best else f'{model.miou:.1f}',
+                f'{mean_iou(model.iou, others):.1f}',
+                f'{mean_iou(model.iou, mixed):.1f}',
+                f'{model.last_miou:.1f}',
+                f'{model.step_ms:.0f}',
+                f'{records[f"train {name}"]["seconds"] / 60:.1f}',
             ]
         )
-    header = ['', 'mIoU', f'digits {known[0]} to {known[-1]}', f'digits {", ".join(new)}']
+    header = ['', 'mIoU', 'other digits', f'digits {" and ".join(mixed)}']
     header += ['mIoU when training ended', 'ms per iteration', 'minutes to train']
     return table(header, rows, 'numbers')
 
 
-def class_table(models, classes, new):
+def class_table(models: dict[str, Model], classes: list[str], mixed: list[str]) -> str:
     """Return the table of IoU per class, shaded by value."""
 
-    def cell(value):
+    def cell(value: float) -> tuple[str, str]:
         if math.isnan(value):
-            return '–'
+            return '-', 'none'
         return f'{value:.0f}', f'rgba(10, 143, 108, {0.6 * value / 100:.2f})'
 
-    header = ['', *(f'{name}*' if name in new else name for name in classes)]
-    rows = [[dot(n), *(cell(m['iou'][c]) for c in classes)] for n, m in models.items()]
+    header = ['', *(f'{name}*' if name in mixed else name for name in classes)]
+    rows = [[dot(name), *map(cell, model.iou.values())] for name, model in models.items()]
     return table(header, rows, 'numbers')
 
 
-def learning_curves(models):
+def figure(picture: str, text: str) -> str:
+    """Return a picture with its caption."""
+    return f'<figure><img src="{picture}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
+def learning_curves(models: dict[str, Model]) -> str:
     """Return the pictures of validation mIoU and of the task loss over the iterations."""
 
-    def series(key):
-        return [
-            (MODELS[n], figures.COLORS[n], *curve(models[n]['scalars'], key)) for n in STUDENTS
-        ]
+    def series(key: str) -> list[tuple]:
+        return [(NAMES[n], COLORS[n], *curve(models[n].scalars, key)) for n in STUDENTS]
 
-    level = ('Teacher, when finished', figures.COLORS['teacher'], models['teacher']['miou'])
-    return ''.join(
-        f'<figure><img src="{picture}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-        for picture, text in (
-            (figures.curves(series('mIoU'), 'mIoU (%)', level), 'Validation mIoU'),
-            (
-                figures.curves(series('decode.loss_ce'), 'cross-entropy'),
-                'Task loss on the labels (the distillation term is not in it)',
-            ),
-        )
+    level = ('Teacher, when finished', COLORS['teacher'], models['teacher'].miou)
+    text = 'Task loss on the labels (the distillation term is not in it)'
+    return figure(curves(series('mIoU'), 'mIoU (%)', level), 'Validation mIoU') + figure(
+        curves(series('decode.loss_ce'), 'cross-entropy'), text
     )
 
 
-def teacher_shares(out, scalars, classes, new):
+def teacher_shares(out: Path, model: Model, classes: list[str], mixed: list[str]) -> str:
     """Return the pictures of where the teacher wins: over time, and at the end per class."""
-    summary = json.loads((out / 'contrast' / 'summary.json').read_text())
+    orange = '#{:02x}{:02x}{:02x}'.format(*CONTRAST_COLORS['teacher'])
+    other = next(name for name in classes[1:] if name not in mixed)
     key = 'teacher_better/sel'
-    orange = '#%02x%02x%02x' % CONTRAST_COLORS['teacher']
-    lines = [('all pixels', figures.COLORS['teacher'], key)]
-    lines += [(f'digit {new[0]}: unknown to the teacher', figures.COLORS['student_kd'], f'{key}/{new[0]}')]
-    lines += [('digit 0: known to the teacher', orange, f'{key}/0')]
     series = []
-    for label, color, name in lines:
-        steps, values = curve(scalars, name)
+    for label, color, name in (
+        (f'digit {other}', orange, f'{key}/{other}'),
+        ('all pixels', COLORS['teacher'], key),
+        (f'digit {mixed[0]}, mixed up by the teacher', COLORS['student_kd'], f'{key}/{mixed[0]}'),
+    ):
+        steps, values = curve(model.scalars, name)
         series.append((label, color, steps, [100 * value for value in values]))
+    summary = json.loads((out / 'contrast' / 'summary.json').read_text())
     shares = [summary['classes'][name]['teacher_better'] for name in classes]
     values = [None if share is None else 100 * share for share in shares]
-    names = ['back-\nground', *classes[1:]]
+    overall = f'{100 * summary["overall"]["teacher_better"]:.0f} % of all pixels'
     ylabel = 'teacher better (% of pixels)'
-    overall = 100 * summary['overall']['teacher_better']
-    return ''.join(
-        f'<figure><img src="{picture}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-        for picture, text in (
-            (figures.curves(series, ylabel), 'During training with SEL, on the training scenes'),
-            (
-                figures.bars(names, values, orange, ylabel),
-                f'Finished student, validation scenes, by label ({overall:.0f} % of all pixels)',
-            ),
-        )
+    return figure(
+        curves(series, ylabel), 'During training with SEL, on the training scenes'
+    ) + figure(
+        bars(['back-\nground', *classes[1:]], values, orange, ylabel),
+        f'Finished student, on the validation scenes, by label ({overall})',
     )
 
 
-def swatches(pairs):
+def swatches(pairs: list[tuple]) -> str:
     """Return coloured squares with names."""
     return ''.join(f'<span><i style="background:rgb{tuple(c)}"></i>{n}</span>' for n, c in pairs)
 
 
-def legend(meta):
+def legend(meta: dict) -> str:
     """Return what the colours of label maps and of contrast masks mean."""
-    names = dict(teacher='teacher better', student='student better or equal')
-    masks = [(text, CONTRAST_COLORS[name]) for name, text in names.items()]
-    void = [('void', (225, 225, 225))]
-    labels = [*zip(meta.classes, meta.palette), *void]
-    return f'<p>{swatches(labels)}</p><p>Contrast mask: {swatches(masks + void)}</p>'
+    masks = [
+        ('teacher better', CONTRAST_COLORS['teacher']),
+        ('student better or equal', CONTRAST_COLORS['student']),
+        ('void', VOID_COLOR),
+    ]
+    labels = list(zip(meta.classes, meta.palette, strict=True))
+    return f'<p>{swatches(labels + masks[-1:])}</p><p>Contrast mask: {swatches(masks)}</p>'
 
 
-def scene_table(out, meta):
+def scene_table(out: Path, meta: dict) -> str:
     """Return the first validation scenes: image, label, predictions, contrast mask."""
-    classes = dict(enumerate(meta.palette))
-    contrast = {CONTRAST_VALUES[name]: CONTRAST_COLORS[name] for name in ('teacher', 'student')}
+    classes = {**dict(enumerate(meta.palette)), VOID: VOID_COLOR}
+    contrast = {value: CONTRAST_COLORS[name] for name, value in CONTRAST_VALUES.items()}
+    contrast[CONTRAST_VALUES['void']] = VOID_COLOR
+    maps = [(out / 'data/annotations/val', classes)]
+    maps += [(out / 'predictions' / name, classes) for name in (*STUDENTS, 'teacher')]
+    maps += [(out / 'contrast' / 'masks', contrast)]
     rows = []
     for path in sorted((out / 'data/images/val').glob('*.png'))[:SCENES_SHOWN]:
-        maps = [out / 'data/annotations/val', *(out / 'predictions' / name for name in STUDENTS)]
-        maps.append(out / 'predictions' / 'teacher')
         pictures = [cv2.imread(str(path))[..., ::-1]]
-        pictures += [figures.colored(read_label(folder / path.name), classes) for folder in maps]
-        mask = read_label(out / 'contrast' / 'masks' / path.name)
-        pictures.append(figures.colored(np.asarray(mask), contrast))
-        rows.append([f'<img src="{figures.png(picture)}" alt="">' for picture in pictures])
-    header = ['Image', 'Label', *(MODELS[name] for name in STUDENTS), 'Teacher', 'Contrast mask']
+        pictures += [colored(read_label(folder / path.name), colors) for folder, colors in maps]
+        rows.append([f'<img src="{png(picture)}" alt="">' for picture in pictures])
+    header = ['Image', 'Label', *(NAMES[name] for name in (*STUDENTS, 'teacher')), 'Contrast mask']
     return table(header, rows, 'scenes')
 
 
-def step_table(records):
+def step_table(records: dict[str, dict]) -> str:
     """Return what was run, in the order of the start."""
+    ordered = sorted(records.items(), key=lambda item: item[1]['started'])
     rows = []
-    first = min(record['started'] for record in records.values())
-    for name, record in sorted(records.items(), key=lambda item: item[1]['started']):
+    for name, record in ordered:
+        start = record['started'] - ordered[0][1]['started']
         command = f'<code>{escape(shown(record["command"]))}</code>'
-        start = record['started'] - first
         rows.append([name, f'{start:.0f}', f'{record["seconds"]:.0f}', command])
-    return table(['Step', 'started at (s)', 'took (s)', 'Command'], rows, 'steps')
+    return table(['Step', 'Started at (s)', 'Took (s)', 'Command'], rows, 'steps')

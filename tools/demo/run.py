@@ -15,6 +15,7 @@ import hashlib
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
@@ -35,15 +36,15 @@ QUICK = (
 )
 
 
-def plan(out, quick=False):
+def plan(out: Path, quick: bool = False) -> list[Step]:
     """List the steps of the demo, in the order of urgency. Paths are relative to the project.
 
     Args:
-        out (Path): Folder of everything that the demo writes.
-        quick (bool): A handful of scenes and iterations, only to see that everything runs.
+        out: Folder of everything that the demo writes.
+        quick: A handful of scenes and iterations, only to see that everything runs.
 
     Returns:
-        list[Step]: The steps, with what each needs.
+        The steps, with what each needs.
     """
     num_train, num_val = (8, 4) if quick else (480, 120)
     data = [f'{name}_dataloader.dataset.data_root={out}/data' for name in ('train', 'val', 'test')]
@@ -51,28 +52,30 @@ def plan(out, quick=False):
     iters = 4 if quick else Config.fromfile(CONFIGS / 'student.py').train_cfg.max_iters
     teacher = [f'model.teacher.checkpoint={out}/runs/teacher/iter_{iters}.pth']
 
-    def step(kind, name, tool, args, needs, options=()):
+    def step(kind: str, name: str, tool: str, args: list, needs: list, options: Sequence = ()):
         command = [sys.executable, f'tools/{tool}', *args]
         command += ['--cfg-options', *data, *options]
         return Step(f'{kind} {name}', [str(part) for part in command], needs)
 
-    def train(name):
+    def train(name: str) -> Step:
         args = [CONFIGS / f'{name}.py', '--work-dir', out / 'runs' / name]
         needs = ['scenes'] if name in PLAIN else ['train teacher']
         return step('train', name, 'train.py', args, needs, () if name in PLAIN else teacher)
 
-    def export(name):
+    def export(name: str) -> Step:
         args = [CONFIGS / f'{name}.py', out / 'runs' / name / f'iter_{iters}.pth']
         args.append(out / 'exports' / name)
         return step('export', name, 'export_student.py', args, [f'train {name}'], teacher)
 
-    def test(name):
+    def test(name: str) -> Step:
         if name in PLAIN:
             args = [CONFIGS / f'{name}.py', out / 'runs' / name / f'iter_{iters}.pth']
         else:
             args = [out / 'exports' / name / file for file in ('student.py', 'student.pth')]
         args += ['--work-dir', out / 'tests' / name, '--out', out / 'predictions' / name]
-        return step('test', name, 'test.py', args, [f'{"train" if name in PLAIN else "export"} {name}'])
+        return step(
+            'test', name, 'test.py', args, [f'{"train" if name in PLAIN else "export"} {name}']
+        )
 
     scenes = [sys.executable, 'tools/demo/digit_scenes.py', out / 'data', '--seed', 0]
     scenes += ['--num-train', num_train, '--num-val', num_val]
@@ -87,20 +90,22 @@ def plan(out, quick=False):
     ]
 
 
-def fingerprint():
+def fingerprint() -> str:
     """Tell the demo's configs from any other version of them."""
     files = [*sorted(CONFIGS.glob('*.py')), Path('configs/_base_/datasets/digit_scenes.py')]
     return hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
-def main():
+def main() -> None:
     """Command line: see the module's docstring."""
     parser = argparse.ArgumentParser(description='Train on digit scenes and compare on one page')
     parser.add_argument('--out', type=Path, default=Path('work_dirs', 'demo'), help='folder')
     parser.add_argument('--fresh', action='store_true', help='run finished steps again')
     parser.add_argument('--quick', action='store_true', help='4 iterations, to see that it runs')
     jobs = min(2, os.cpu_count() or 1)
-    parser.add_argument('--jobs', type=int, default=jobs, help='steps at a time (default: %(default)s)')
+    parser.add_argument(
+        '--jobs', type=int, default=jobs, help='steps at a time (default: %(default)s)'
+    )
     args = parser.parse_args()
     if args.jobs < 1:
         parser.error(f'`--jobs` should be >= 1. Found {args.jobs}.')
@@ -108,7 +113,16 @@ def main():
     os.chdir(ROOT)
     out = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out
     if args.fresh:
-        for name in ('contrast', 'data', 'exports', 'logs', 'predictions', 'runs', 'steps', 'tests'):
+        for name in (
+            'contrast',
+            'data',
+            'exports',
+            'logs',
+            'predictions',
+            'runs',
+            'steps',
+            'tests',
+        ):
             shutil.rmtree(out / name, ignore_errors=True)
     try:
         records = run_steps(plan(out, args.quick), out, fingerprint(), args.jobs)

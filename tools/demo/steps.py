@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 
 LIVE = ('Iter(train)', 'Iter(val)', 'Iter(test)')  # mmengine's lines that show progress
 
@@ -32,25 +33,25 @@ class Step:
     needs: list[str]
 
     @property
-    def slug(self):
+    def slug(self) -> str:
         """The name, fit for a file."""
         return self.name.replace(' ', '_')
 
 
-def run_steps(steps, out, fingerprint, jobs):
+def run_steps(steps: list[Step], out: Path, fingerprint: str, jobs: int) -> dict[str, dict]:
     """Run what is not finished yet, each step as soon as what it needs is there.
 
     The record of a finished step, ``steps/<step>.json``, holds its command and times. It counts as
     long as its command, ``fingerprint`` and the runs of the steps before it are the same.
 
     Args:
-        steps (list[Step]): In the order of urgency; each after the steps that it needs.
-        out (Path): Folder for ``steps/`` and ``logs/``.
-        fingerprint (str): Changes when something has changed that no command shows.
-        jobs (int): Steps at a time; each gets its share of the processor's threads.
+        steps: In the order of urgency; each after the steps that it needs.
+        out: Folder for ``steps/`` and ``logs/``.
+        fingerprint: Changes when something has changed that no command shows.
+        jobs: Steps at a time; each gets its share of the processor's threads.
 
     Returns:
-        dict[str, dict]: Name -> record, of every step, in the order of ``steps``.
+        Name -> record, of every step, in the order of ``steps``.
 
     Raises:
         StepError: A command failed. The others are stopped.
@@ -86,14 +87,14 @@ def run_steps(steps, out, fingerprint, jobs):
 class Job:
     """A step on its way: its process, its log and its record."""
 
-    def __init__(self, step, out, state):
+    def __init__(self, step: Step, out: Path, state: dict) -> None:
         self.step = step
         self.identity = dict(command=step.command, **state)
         self.record = None
         self.log = out / 'logs' / f'{step.slug}.log'
         self.file = out / 'steps' / f'{step.slug}.json'
 
-    def is_finished(self):
+    def is_finished(self) -> bool:
         """Whether the step's record is there and counts."""
         if not self.file.is_file():
             return False
@@ -103,7 +104,7 @@ class Job:
             print(f'[{self.step.name}] finished before, in {self.record["seconds"]:.0f} s')
         return same
 
-    def start(self, env):
+    def start(self, env: dict[str, str]) -> None:
         """Start the process, and a thread that reads what it says."""
         print(f'[{self.step.name}] {shown(self.step.command)}', flush=True)
         self.file.unlink(missing_ok=True)
@@ -119,7 +120,7 @@ class Job:
         self.reader = threading.Thread(target=self._follow)
         self.reader.start()
 
-    def _follow(self):
+    def _follow(self) -> None:
         """Copy the output to the log, and what shows progress to the screen."""
         with self.log.open('w') as log:
             for line in self.process.stdout:
@@ -127,7 +128,7 @@ class Job:
                 if any(word in line for word in LIVE):
                     print(f'[{self.step.name}] {line.split(" - ")[-1].rstrip()}', flush=True)
 
-    def finish(self):
+    def finish(self) -> dict:
         """File the ended process and return its record."""
         self.reader.join()
         seconds = time.time() - self.started
@@ -143,14 +144,14 @@ class Job:
         print(f'[{self.step.name}] finished in {seconds:.0f} s', flush=True)
         return self.record
 
-    def stop(self):
+    def stop(self) -> None:
         """End the process early."""
         self.process.terminate()
         self.process.wait()
         self.reader.join()
 
 
-def shown(command):
+def shown(command: list[str]) -> str:
     """A command as one would type it."""
     program = 'python' if command[0] == sys.executable else command[0]
     return shlex.join([program, *command[1:]])

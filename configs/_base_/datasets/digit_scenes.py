@@ -30,9 +30,7 @@ train_dataloader = dict(
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='LoadAnnotations'),
-            dict(
-                type='RandomResize', scale=(96, 96), ratio_range=(0.9, 1.1), keep_ratio=True
-            ),
+            dict(type='RandomResize', scale=(96, 96), ratio_range=(0.9, 1.1), keep_ratio=True),
             dict(type='RandomCrop', crop_size=(96, 96)),
             dict(type='PackSegInputs'),
         ],

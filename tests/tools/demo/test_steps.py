@@ -1,0 +1,118 @@
+"""Running commands that need each other."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT / 'tools/demo')
+    import steps
+
+    return steps
+
+
+@pytest.fixture
+def run(steps, tmp_path: Path):
+    """Run (name, script, needs) triples; the scripts run in one folder."""
+
+    def run(*triples, fingerprint='same', jobs=2):
+        made = [
+            steps.Step(name, [sys.executable, '-c', script.replace('OUT', str(tmp_path))], needs)
+            for name, script, needs in triples
+        ]
+        return steps.run_steps(made, tmp_path, fingerprint, jobs)
+
+    return run
+
+
+def note(word: str) -> str:
+    return f'open("OUT/notes", "a").write("{word} ")'
+
+
+CHAIN = (('first', note('one'), []), ('second', note('two'), ['first']))
+
+
+def notes(tmp_path: Path) -> list[str]:
+    return (tmp_path / 'notes').read_text().split()
+
+
+def test_a_step_waits_for_what_it_needs(run, tmp_path: Path):
+    slow = ('first', 'import time; time.sleep(0.3); ' + note('one'), [])
+    records = run(slow, CHAIN[1])
+    assert notes(tmp_path) == ['one', 'two']
+    assert list(records) == ['first', 'second']
+    assert records['second']['started'] >= records['first']['started'] + 0.3
+
+
+def test_steps_run_side_by_side(run):
+    begin = time.time()
+    both = run(*((name, 'import time; time.sleep(1)', []) for name in 'ab'))
+    assert abs(both['a']['started'] - both['b']['started']) < 0.9
+    assert time.time() - begin >= 1
+
+
+def test_one_at_a_time_when_asked(run):
+    records = run(*((name, 'import time; time.sleep(0.2)', []) for name in 'ab'), jobs=1)
+    assert records['b']['started'] >= records['a']['started'] + records['a']['seconds']
+
+
+def test_finished_steps_are_not_run_again(run, tmp_path: Path, capsys: pytest.CaptureFixture):
+    first = run(*CHAIN)
+    assert run(*CHAIN) == first
+    assert notes(tmp_path) == ['one', 'two']
+    assert '[second] finished before' in capsys.readouterr().out
+
+
+def test_a_change_runs_what_follows_again(run, tmp_path: Path):
+    run(*CHAIN)
+    run(('first', note('new'), []), CHAIN[1])
+    assert notes(tmp_path) == ['one', 'two', 'new', 'two']
+
+
+def test_what_comes_before_a_change_is_kept(run, tmp_path: Path):
+    run(*CHAIN)
+    run(CHAIN[0], ('second', note('new'), ['first']))
+    assert notes(tmp_path) == ['one', 'two', 'new']
+
+
+def test_another_fingerprint_runs_everything_again(run, tmp_path: Path):
+    run(*CHAIN)
+    run(*CHAIN, fingerprint='other')
+    assert notes(tmp_path) == ['one', 'two', 'one', 'two']
+
+
+def test_a_failure_shows_the_end_of_the_log_and_stops_the_rest(run, steps, tmp_path: Path):
+    failing = 'import sys; print("x" * 9000); print("the reason"); sys.exit(3)'
+    begin = time.time()
+    with pytest.raises(steps.StepError, match='(?s)`bad` failed with exit status 3.*the reason'):
+        run(
+            ('bad', failing, []),
+            ('slow', 'import time; time.sleep(60)', []),
+            ('never', note('never'), ['bad']),
+        )
+    assert time.time() - begin < 30
+    assert not (tmp_path / 'notes').exists()
+    assert not list((tmp_path / 'steps').iterdir())
+
+
+def test_a_failed_step_is_tried_again(run, steps, tmp_path: Path):
+    script = note('try') + '; import os; assert os.path.exists("OUT/mended")'
+    with pytest.raises(steps.StepError, match='AssertionError'):
+        run(('shaky', script, []))
+    (tmp_path / 'mended').touch()
+    run(('shaky', script, []))
+    assert notes(tmp_path) == ['try', 'try']
+
+
+def test_progress_is_shown_and_all_output_kept(run, tmp_path: Path, capsys: pytest.CaptureFixture):
+    run(('train a', 'print("12:00 - mmengine - INFO - Iter(train) [1/2]"); print("chatter")', []))
+    shown = capsys.readouterr().out
+    assert '[train a] Iter(train) [1/2]' in shown
+    assert '\nchatter' not in shown
+    assert 'chatter' in (tmp_path / 'logs/train_a.log').read_text()
