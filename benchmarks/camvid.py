@@ -1,4 +1,4 @@
-"""Student alone, plain distillation and SEL on CamVid: same iterations, several seeds, one table.
+"""Student alone, plain distillation and SEL on CamVid: same start and iterations, several seeds.
 
 Usage: python benchmarks/camvid.py --data-root data/camvid \
            --teacher good=checkpoints/camvid_fpn-r18.pth --teacher weak=checkpoints/weak.pth
@@ -21,9 +21,10 @@ from common import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = dict(
-    plain='plain/fpn_r18-w16_800_camvid-192x256.py',
-    kd='kd/kd_fpn_r18_fpn_r18-w16_800_camvid-192x256.py',
-    sel='selective/sel_fpn_r18_fpn_r18-w16_800_camvid-192x256.py',
+    warm='plain/fpn_r18-w16_2400_camvid-192x256.py',
+    plain='plain/fpn_r18-w16_600_camvid-192x256.py',
+    kd='kd/kd_fpn_r18_fpn_r18-w16_600_camvid-192x256.py',
+    sel='selective/sel_fpn_r18_fpn_r18-w16_600_camvid-192x256.py',
 )
 ROW = re.compile(r'^\|\s+(\S+)\s+\|\s+([\d.]+|nan)\s+\|\s+[\d.nan]+\s+\|$', re.MULTILINE)
 
@@ -38,7 +39,7 @@ def train(method: str, teacher: str | None, seed: int, folder: Path, options: li
         ]
         command += ['--work-dir', str(folder), '--cfg-options', f'randomness.seed={seed}', *options]
         if teacher:
-            command += [f'model.teacher.checkpoint={teacher}', 'model.fuse_task_loss=True']
+            command.append(f'model.teacher.checkpoint={teacher}')
         print(' '.join(command), flush=True)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return read_scores(
@@ -87,7 +88,8 @@ def main() -> None:
     teachers = dict(pair.split('=', 1) for pair in args.teacher)
     options = [f'data_root={args.data_root}', *args.cfg_options]
     work_dir = Path(args.work_dir)
-    results: dict[str, list[dict]] = {'student alone': []}
+    results = {'warm start': [train('warm', None, 0, work_dir / 'warm', options)], 'student alone': []}
+    options.append(f'load_from={work_dir / "warm/iter_2400.pth"}')
     for seed in args.seeds:
         scores = train('plain', None, seed, work_dir / f'plain_s{seed}', options)
         results['student alone'].append(scores)
@@ -96,7 +98,7 @@ def main() -> None:
                 folder = work_dir / f'{method}_{name}_s{seed}'
                 scores = train(method, checkpoint, seed, folder, options)
                 results.setdefault(f'{method.upper()}, {name} teacher', []).append(scores)
-    print_table(dict(sorted(results.items(), key=lambda item: item[0].split(',')[-1])))
+    print_table(results)
     if args.json:
         found = dict(seeds=args.seeds, scores=results, environment=environment(torch.device('cpu')))
         Path(args.json).write_text(json.dumps(found, indent=1) + '\n')

@@ -100,7 +100,7 @@ def test_installed_wheel_lets_any_tool_find_the_configs(wheel: ZipFile, tmp_path
     wheel.extractall(tmp_path / 'site')
     bases = (
         'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
-        'mmdistill_ext::plain/fpn_r18-w16_800_camvid-192x256.py',
+        'mmdistill_ext::plain/fpn_r18-w16_600_camvid-192x256.py',
     )
     code = f'import site, sys; site.addsitedir({str(tmp_path / "site")!r})\n'
     code += 'from mmengine.config import Config\n'

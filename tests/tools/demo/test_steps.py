@@ -90,7 +90,7 @@ def test_another_fingerprint_runs_everything_again(run, tmp_path: Path):
 def test_a_failure_shows_the_end_of_the_log_and_stops_the_rest(run, steps, tmp_path: Path):
     failing = 'import sys; print("x" * 9000); print("the reason"); sys.exit(3)'
     begin = time.time()
-    with pytest.raises(steps.StepError, match='(?s)`bad` failed with exit status 3.*the reason'):
+    with pytest.raises(steps.StepError, match=r'(?s)`bad` failed with exit status 3.*the reason'):
         run(
             ('bad', failing, []),
             ('slow', 'import time; time.sleep(60)', []),

@@ -1,8 +1,8 @@
-# The CamVid student alone.
+# The CamVid student alone, 600 iterations on from its warm start (set load_from).
 _base_ = [
     '../_base_/models/fpn_r18-w16.py',
     '../_base_/datasets/camvid.py',
-    '../_base_/schedules/adamw_800.py',
+    '../_base_/schedules/adamw_600.py',
     '../_base_/seg_runtime.py',
 ]
 crop_size = (192, 256)

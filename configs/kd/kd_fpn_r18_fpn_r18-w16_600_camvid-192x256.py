@@ -1,5 +1,6 @@
-# Plain distillation on every labelled pixel. Set model.teacher.checkpoint.
-_base_ = ['../plain/fpn_r18-w16_800_camvid-192x256.py', '../_base_/distill_runtime.py']
+# Plain distillation on every labelled pixel. Set model.teacher.checkpoint, and load_from for a warm
+# start.
+_base_ = ['../plain/fpn_r18-w16_600_camvid-192x256.py', '../_base_/distill_runtime.py']
 model = dict(
     _delete_=True,
     type='mmdistill_ext.TeacherStudentDistiller',
@@ -8,5 +9,6 @@ model = dict(
         model='mmdistill_ext::plain/fpn_r18_1800_camvid-240x320.py',
         checkpoint='checkpoints/camvid_fpn-r18.pth',
     ),
+    fuse_task_loss=True,
     losses=dict(kd=dict(type='KDLoss', temperature=2.0, weight=1.0)),
 )
