@@ -88,7 +88,10 @@ def main() -> None:
     teachers = dict(pair.split('=', 1) for pair in args.teacher)
     options = [f'data_root={args.data_root}', *args.cfg_options]
     work_dir = Path(args.work_dir)
-    results = {'warm start': [train('warm', None, 0, work_dir / 'warm', options)], 'student alone': []}
+    results = {
+        'warm start': [train('warm', None, 0, work_dir / 'warm', options)],
+        'student alone': [],
+    }
     options.append(f'load_from={work_dir / "warm/iter_2400.pth"}')
     for seed in args.seeds:
         scores = train('plain', None, seed, work_dir / f'plain_s{seed}', options)

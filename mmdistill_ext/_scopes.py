@@ -2,9 +2,9 @@
 
 mmengine maps the scope of a config to a *distribution*, and looks for one named ``mmsegmentation``;
 the maintained forks have other names (``onedl-mmsegmentation``). The module's own name works
-everywhere. It has to be there before a config is parsed, so before its ``custom_imports``: the wheel
-installs this file a second time, as ``_mmdistill_ext_scopes``, with a ``.pth`` line that starts it
-with Python. It imports nothing until mmengine itself is imported.
+everywhere. It has to be there before a config is parsed, so before its ``custom_imports``: the
+wheel installs this file a second time, as ``_mmdistill_ext_scopes``, with a ``.pth`` line that
+starts it with Python. It imports nothing until mmengine itself is imported.
 """
 
 import sys

@@ -43,8 +43,8 @@ def load_weights(source: str, key: str = 'checkpoint') -> dict:
         raise ValueError(_refusal(path, key, error)) from None
     except (RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
         raise ValueError(
-            f"`{key}` should be a complete PyTorch checkpoint. '{source}' cannot be read, it may be "
-            f'truncated: {_first_line(error)}'
+            f"`{key}` should be a complete PyTorch checkpoint. '{source}' cannot be read, it may "
+            f'be truncated: {_first_line(error)}'
         ) from None
     state = content.get('state_dict', content) if isinstance(content, Mapping) else None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):

@@ -38,7 +38,9 @@ def resolve(root: nn.Module, path: str, key: str) -> tuple[Any, str]:
     if isinstance(target, nn.Module):
         return target, 'forward'
     if not callable(target):
-        raise ValueError(f"`{key}` should lead to a module or method. Found '{path}', a {type(target)}.")
+        raise ValueError(
+            f"`{key}` should lead to a module or method. Found '{path}', a {type(target)}."
+        )
     return owner, path.rsplit('.', 1)[-1]
 
 

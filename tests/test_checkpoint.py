@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_missing_file_names_key_and_path():
 
 @pytest.mark.parametrize('share', [0.0, 0.3, 0.95])
 def test_truncated_file_is_refused(linear, tmp_path, share):
-    content = open(linear[1], 'rb').read()
+    content = Path(linear[1]).read_bytes()
     path = tmp_path / 'cut.pth'
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(ValueError, match='`checkpoint`') as caught:
@@ -89,7 +90,10 @@ def test_equal_keys_pass_and_batch_counters_may_be_missing():
     [
         (lambda state: state.pop('bias'), '1 missing keys .e.g. bias'),
         (lambda state: state.update(extra=torch.zeros(1)), '1 unexpected keys .e.g. extra'),
-        (lambda state: state.update(bias=torch.zeros(4)), r'bias: \(4,\) in the file, \(3,\) in the'),
+        (
+            lambda state: state.update(bias=torch.zeros(4)),
+            r'bias: \(4,\) in the file, \(3,\) in the',
+        ),
     ],
 )
 def test_other_model_is_refused(change, message):

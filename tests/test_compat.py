@@ -10,7 +10,10 @@ def test_framework_configs_are_found_under_either_distribution_name():
 
 
 def test_own_configs_are_found():
-    assert get_config('mmdistill_ext::plain/fpn_r18-w16_600_camvid-192x256.py').model.backbone.depth == 18
+    assert (
+        get_config('mmdistill_ext::plain/fpn_r18-w16_600_camvid-192x256.py').model.backbone.depth
+        == 18
+    )
 
 
 def test_missing_framework_says_what_to_install(monkeypatch):

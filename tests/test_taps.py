@@ -100,7 +100,9 @@ def test_one_call_per_step_is_required(model, calls):
     with Taps(model, dict(a='heads.0')) as taps:
         for _ in range(calls):
             model(torch.ones(1, 2, 4, 4))
-    with pytest.raises(RuntimeError, match=f"'heads.0' should see one call per step. Found {calls}"):
+    with pytest.raises(
+        RuntimeError, match=f"'heads.0' should see one call per step. Found {calls}"
+    ):
         taps['a']
 
 

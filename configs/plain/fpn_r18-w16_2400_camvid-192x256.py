@@ -1,4 +1,5 @@
-# The student's warm start: 2,400 iterations from scratch, before it meets a teacher or goes on alone.
+# The student's warm start: 2,400 iterations from scratch, before it meets a teacher or goes on
+# alone.
 _base_ = './fpn_r18-w16_600_camvid-192x256.py'
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [

@@ -13,7 +13,7 @@ class Schedule:
     Args:
         weight: Weight after the warm-up, >= 0.
         begin: First iteration (from 0) at which the term counts.
-        warmup: Iterations over which the weight grows linearly from ``weight / warmup``; 0 for none.
+        warmup: Iterations over which the weight grows linearly, from ``weight / warmup``; or 0.
         stop: First iteration at which it counts no more; None for never.
 
     Raises:
@@ -31,7 +31,9 @@ class Schedule:
             raise ValueError(f'`{self.key}.weight` should be >= 0. Found {self.weight}.')
         for name in ('begin', 'warmup'):
             if getattr(self, name) < 0:
-                raise ValueError(f'`{self.key}.{name}` should be >= 0. Found {getattr(self, name)}.')
+                raise ValueError(
+                    f'`{self.key}.{name}` should be >= 0. Found {getattr(self, name)}.'
+                )
         if self.stop is not None and self.stop <= self.begin:
             raise ValueError(
                 f'`{self.key}.stop` should come after `begin`={self.begin}. Found {self.stop}.'

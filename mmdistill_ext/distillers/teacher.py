@@ -50,7 +50,9 @@ class Teacher(nn.Module):
             self.model = revert_sync_batchnorm(build_model(model, 'teacher.model'))
         loaded = load_weights(checkpoint, 'teacher.checkpoint')
         check_keys(self.model, loaded['state_dict'], f"`teacher.checkpoint`='{checkpoint}'")
-        self.model.load_state_dict(loaded['state_dict'], strict=False)  # strict but for num_batches_tracked
+        self.model.load_state_dict(
+            loaded['state_dict'], strict=False
+        )  # strict but for num_batches_tracked
         self.classes: tuple[str, ...] | None = _classes(loaded['meta'])
         self.requires_grad_(False)
         self.channels_last = channels_last
@@ -77,7 +79,7 @@ class Teacher(nn.Module):
         own, other = self.model.data_preprocessor, student.data_preprocessor
         if not hasattr(own, '_enable_normalize'):
             print_log(
-                "The teacher's config has no data_preprocessor: it gets the student's input as it is.",
+                "The teacher's config has no data_preprocessor: it gets the student's input.",
                 logger='current',
                 level=logging.WARNING,
             )
@@ -87,7 +89,9 @@ class Teacher(nn.Module):
         self.flip_channels = own._channel_conversion != other._channel_conversion
         if self.flip_channels:
             student_mean, student_std = student_mean.flip(0), student_std.flip(0)
-        if self.flip_channels or not (torch.equal(mean, student_mean) and torch.equal(std, student_std)):
+        if self.flip_channels or not (
+            torch.equal(mean, student_mean) and torch.equal(std, student_std)
+        ):
             self.input_scale = student_std / std
             self.input_shift = (student_mean - mean) / std
 
@@ -122,7 +126,7 @@ class Teacher(nn.Module):
         if self.flip_channels:
             inputs = inputs.flip(1)
         inputs = inputs * self.input_scale + self.input_shift
-        for image, sample in zip(inputs, data_samples):
+        for image, sample in zip(inputs, data_samples, strict=True):
             left, right, top, bottom = sample.metainfo.get('padding_size', (0, 0, 0, 0))
             height, width = image.shape[1:]
             value = self.model.data_preprocessor.pad_val

@@ -53,8 +53,8 @@ def build_teacher_student(
         student: A model dict, a config path, or ``'mmseg::pspnet/...py'``.
         teacher: ``dict(model=..., checkpoint=...)``, with ``model`` in the same three forms (see
             :class:`~mmdistill_ext.distillers.teacher.Teacher`).
-        losses: Name -> loss, e.g. ``dict(sel=dict(type='SelectiveLoss', temperature=2.0))``. Besides
-            the loss's own arguments each takes ``head`` and ``teacher_head`` (default
+        losses: Name -> loss, e.g. ``dict(sel=dict(type='SelectiveLoss', temperature=2.0))``.
+            Besides the loss's own arguments each takes ``head`` and ``teacher_head`` (default
             ``'decode_head'``), ``weight`` (>= 0), ``begin``, ``warmup`` and ``stop`` (iterations).
             When all are off the teacher does not run.
         fuse_task_loss: Form the head's own cross-entropy in the same block-wise pass.

@@ -19,7 +19,7 @@ from mmdistill_ext.rng import isolated_rng
 
 @HOOKS.register_module()
 class StartCheckHook(Hook):
-    """Refuses to start on labels outside the classes, or on a teacher that is not what it should be.
+    """Refuses to start on labels outside the classes, or on a teacher that is not as expected.
 
     Args:
         check_labels: How many training labels to look at, evenly spread over the data set; 0 for
@@ -85,14 +85,14 @@ def check_floor(scores: dict[str, float], floor: dict[str, float]) -> None:
         found = {name: value for name, value in scores.items() if name.split('/')[-1] == metric}
         if not found:
             raise ValueError(
-                f"`StartCheckHook.floor` should name a metric of the validation, '{metric}' is none. "
-                f'Found {sorted(scores)}.'
+                f"`StartCheckHook.floor` should name a metric of the validation, '{metric}' is "
+                f'none. Found {sorted(scores)}.'
             )
         for value in found.values():
             if not value >= least:
                 raise ValueError(
                     f'The teacher should reach {metric} >= {least} on the validation data '
-                    f'(`StartCheckHook.floor`). Found {value}: is `teacher.checkpoint` the right one?'
+                    f'(`StartCheckHook.floor`). Found {value}: is `teacher.checkpoint` right?'
                 )
 
 

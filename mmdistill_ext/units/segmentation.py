@@ -44,8 +44,8 @@ class SegmentationUnits:
             own, other = getattr(self.head, name), getattr(self.teacher_head, name)
             if own != other:
                 raise ValueError(
-                    f"`{name}` should be the same for student and teacher (`{key}`). Found {own} in "
-                    f"the student's '{head}', {other} in the teacher's '{teacher_head}'."
+                    f'`{name}` should be the same for student and teacher (`{key}`). Found {own} '
+                    f"in the student's '{head}', {other} in the teacher's '{teacher_head}'."
                 )
         self.sigmoid = self.head.out_channels == 1 or any(
             getattr(loss, 'use_sigmoid', False) for loss in _losses(self.head)
@@ -56,6 +56,7 @@ class SegmentationUnits:
 
     @property
     def num_classes(self) -> int:
+        """Number of label classes."""
         return self.head.num_classes
 
     def task_loss(self, key: str) -> TaskLoss:

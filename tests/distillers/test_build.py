@@ -44,7 +44,7 @@ def test_input_is_left_alone():
     ('spec', 'error', 'message'),
     [
         ('nowhere.py', FileNotFoundError, "`student` should be an existing config.*'nowhere.py'"),
-        (7, TypeError, "`student` should be a model dict or a config path.*int"),
+        (7, TypeError, '`student` should be a model dict or a config path.*int'),
         (dict(depth=3), ValueError, r"`student` should have a `type`. Found the keys \['depth'\]"),
         (dict(type='NoSuchNet'), ValueError, "`student.type` should be a registered.*'NoSuchNet'"),
     ],

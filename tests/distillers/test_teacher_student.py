@@ -101,7 +101,9 @@ def test_data_preprocessor_beside_the_model_is_for_a_student_without(teacher):
     model = build_teacher_student(student, teacher, dict(sel=SEL), data_preprocessor=own)
     assert model.data_preprocessor.size == (32, 40)
     other = dict(own, size=(8, 8))
-    model = build_teacher_student(tiny_seg.model(8), teacher, dict(sel=SEL), data_preprocessor=other)
+    model = build_teacher_student(
+        tiny_seg.model(8), teacher, dict(sel=SEL), data_preprocessor=other
+    )
     assert model.data_preprocessor.size == (32, 40)
 
 
@@ -224,7 +226,9 @@ def test_extreme_batches_give_finite_losses(teacher, fused):
 def test_labels_outside_the_classes_are_refused_in_the_first_step(teacher, batch, label):
     batch[1][1].gt_sem_seg.data[0, 9, 9] = label
     model = distilled(teacher, dict(sel=SEL), fuse_task_loss=True)
-    with pytest.raises(ValueError, match=rf'Labels should be in \[0, 3\).*Found the values {label}'):
+    with pytest.raises(
+        ValueError, match=rf'Labels should be in \[0, 3\).*Found the values {label}'
+    ):
         model(*batch, mode='loss')
 
 
@@ -237,16 +241,22 @@ def other_classes(cfg):
     ('change', 'message'),
     [
         (dict(losses={}), '`losses` should name at least one loss'),
-        (dict(losses=dict(a={**SEL, 'head': 'head'})), "`losses.a.head`.*Found 'head'.*decode_head"),
+        (
+            dict(losses=dict(a={**SEL, 'head': 'head'})),
+            "`losses.a.head`.*Found 'head'.*decode_head",
+        ),
         (dict(losses=dict(a={**SEL, 'teacher_head': 'x'})), "`losses.a.teacher_head`.*Found 'x'"),
-        (dict(losses=dict(a={**SEL, 'head': 'backbone'})), "`losses.a.head`.*per-pixel head"),
+        (dict(losses=dict(a={**SEL, 'head': 'backbone'})), '`losses.a.head`.*per-pixel head'),
         (dict(losses=dict(a={**SEL, 'temperature': 0})), '`losses.a`.*`temperature`.*0'),
         (dict(losses=dict(a={**SEL, 'weight': -1})), '`losses.a.weight` should be >= 0. Found -1'),
         (dict(losses=dict(a={**SEL, 'distance': 'l7'})), "`losses.a`.*`distance`.*'l7'"),
-        (dict(losses=dict(a={**SEL, 'colour': 1})), "`losses.a`.*colour"),
+        (dict(losses=dict(a={**SEL, 'colour': 1})), '`losses.a`.*colour'),
         (dict(losses=dict(a={**SEL, 'class_weight': [1, 1]})), '`class_weight`.*3'),
         (dict(student=other_classes(tiny_seg.model(8))), '`num_classes`.*4.*student.*3.*teacher'),
-        (dict(student=dict(type='ResNet', _scope_='mmseg', depth=18)), '`student` should be a segm'),
+        (
+            dict(student=dict(type='ResNet', _scope_='mmseg', depth=18)),
+            '`student` should be a segm',
+        ),
     ],
 )
 def test_errors_at_start_name_key_rule_and_value(teacher, change, message):

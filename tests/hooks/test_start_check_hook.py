@@ -81,5 +81,7 @@ def test_model_without_teacher_is_refused(tmp_path):
     cfg = tiny_seg.config(tmp_path, tmp_path / 'work')
     cfg.custom_hooks = [dict(type='mmdistill_ext.StartCheckHook')]
     cfg.experiment_name = tmp_path.name
-    with pytest.raises(ValueError, match='`StartCheckHook` needs a model with a teacher.*EncoderDec'):
+    with pytest.raises(
+        ValueError, match='`StartCheckHook` needs a model with a teacher.*EncoderDec'
+    ):
         Runner.from_cfg(cfg).train()

@@ -54,7 +54,9 @@ def test_sigmoid_heads_are_recognised(head, sigmoid):
 
 
 def test_task_loss_mirrors_the_head():
-    loss = dict(type='CrossEntropyLoss', loss_weight=0.4, class_weight=[1, 2, 3], loss_name='loss_x')
+    loss = dict(
+        type='CrossEntropyLoss', loss_weight=0.4, class_weight=[1, 2, 3], loss_name='loss_x'
+    )
     pair = SegmentationUnits(*models(dict(loss_decode=loss)), 'decode_head', 'decode_head', 'k')
     assert pair.task_loss('fuse_task_loss') == TaskLoss('loss_x', 0.4, (1.0, 2.0, 3.0), False)
 
@@ -70,7 +72,9 @@ def test_task_loss_mirrors_the_head():
 def test_task_loss_that_is_not_plain_is_refused(head):
     init_default_scope('mmseg')  # mmseg builds its samplers in the default scope
     pair = SegmentationUnits(*models(head, head), 'decode_head', 'decode_head', 'losses.a')
-    with pytest.raises(ValueError, match='`fuse_task_loss=True` needs a head whose loss is one softm'):
+    with pytest.raises(
+        ValueError, match='`fuse_task_loss=True` needs a head whose loss is one softm'
+    ):
         pair.task_loss('fuse_task_loss')
 
 
@@ -90,5 +94,7 @@ def test_names_in_the_log_are_those_of_mmseg(head, prefix):
 def test_output_that_is_not_one_map_is_refused():
     pair = SegmentationUnits(*models(), 'decode_head', 'decode_head', 'losses.a')
     call = Call(((torch.zeros(1, 3, 4, 4),) * 2, None), {}, None)
-    with pytest.raises(TypeError, match=r"'decode_head.loss_by_feat' should give one tensor.*tuple"):
+    with pytest.raises(
+        TypeError, match=r"'decode_head.loss_by_feat' should give one tensor.*tuple"
+    ):
         pair(call, call, tiny_seg.samples(torch.zeros(1, 4, 4)))
