@@ -112,8 +112,8 @@ def say(text: str) -> None:
 def make_venv(env: Environment) -> None:
     """Create the environment, or again when it is broken."""
     # Half of an environment is still a Python: the one below it, where nothing may be installed.
-    works = 'import pip, sys; sys.exit(sys.prefix == sys.base_prefix)'
-    if env.python.exists() and env.check(works):
+    wrong = f'sys.prefix == sys.base_prefix or sys.version_info[:2] != {sys.version_info[:2]}'
+    if env.python.exists() and env.check(f'import pip, sys; sys.exit({wrong})'):
         return
     say(f'{env.folder.name}: a virtual environment of Python {sys.version.split()[0]}')
     command = (sys.executable, '-m', 'venv', '--clear', str(env.folder))
@@ -152,10 +152,10 @@ def compile_mmcv(env: Environment, requirement: str, arguments: tuple[str, ...])
     headers = Path(sysconfig.get_path('include')) / 'Python.h'
     if shutil.which(compiler[0]) is None or not headers.exists():
         raise SetupError(f'Compiling the operators of mmcv {needs}')
-    variables = {'MMCV_WITH_OPS': '1', 'MAX_JOBS': str(len(os.sched_getaffinity(0)))}
+    jobs = os.environ.get('MAX_JOBS', str(len(os.sched_getaffinity(0))))
+    variables = {'MMCV_WITH_OPS': '1', 'MAX_JOBS': jobs}
     if not (shutil.which('nvcc') or os.environ.get('CUDA_HOME')):
         variables['CUDA_VISIBLE_DEVICES'] = ''  # a GPU without its compiler: operators for the CPU
-    variables = {name: os.environ.get(name, value) for name, value in variables.items()}
     flags = ('--no-build-isolation', '--no-binary', env.mmcv)
     built = env.pip(*arguments, *flags, **variables) and operators_load(env)
     env.must(built, f'Compiling the operators of {requirement} failed; it {needs}')

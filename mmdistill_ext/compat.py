@@ -70,5 +70,7 @@ def mend_cpu_distributed() -> None:
 
 
 _scopes.mend(MODULE2PACKAGE)
+# By a name that is no distribution: mmengine 0.10.7 looks for editable ones in the wrong folder.
+MODULE2PACKAGE['mmdistill_ext'] = 'mmdistill_ext.registry'
 allow_training_checkpoints()
 mend_cpu_distributed()

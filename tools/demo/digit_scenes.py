@@ -6,13 +6,13 @@ downloaded. What is written is what mmseg's ``BaseSegDataset`` and mmdet's ``Coc
 
     root/images/{train,val}/000000.png
     root/annotations/{train,val}/000000.png        0 background, 1..10 the digits 0..9, 255 void
-    root/annotations/train_archive/000000.png      the same scenes, with 8 and 9 mixed up
+    root/annotations/train_archive/000000.png      the same scenes, 8 and 9 mixed up
     root/annotations/instances_{train,val}.json    COCO boxes and masks (RLE) of the visible parts
     root/manifest.json                             the parameters
 
 Void is the soft border of a stroke, where a person could not say either. ``train_archive`` is what
-the demo's imperfect teacher learns from: labels whose numbers for two digits are exchanged, as
-happens when label sets are merged.
+the demo's imperfect teacher learns from: whoever labelled it could not tell 8 from 9, so that each
+of these digits carries one of the two labels, at random.
 
 Example:
     python tools/demo/digit_scenes.py data/digit_scenes --num-train 480 --num-val 120 --seed 0
@@ -39,7 +39,7 @@ def make_digit_scenes(
     num_val: int = 120,
     size: int = 96,
     seed: int = 0,
-    exchanged: tuple[int, int] = (8, 9),
+    mixed_up: tuple[int, int] = (8, 9),
 ) -> Path:
     """Write a set of digit scenes, or keep the one that is there with the same parameters.
 
@@ -52,7 +52,7 @@ def make_digit_scenes(
         num_val: Number of validation scenes, >= 1.
         size: Height and width of a scene in pixels, >= 32.
         seed: Seed, >= 0.
-        exchanged: Two digits that stand for each other in ``train_archive``.
+        mixed_up: Two digits that carry either's label in ``train_archive``, at random.
 
     Returns:
         ``root``.
@@ -66,9 +66,9 @@ def make_digit_scenes(
     for name, value in params.items():
         if not isinstance(value, int) or value < lowest[name]:
             raise ValueError(f'`{name}` should be an integer >= {lowest[name]}. Found {value!r}.')
-    if len(set(exchanged)) != 2 or not set(exchanged) <= set(range(10)):
-        raise ValueError(f'`exchanged` should be two digits 0..9. Found {exchanged!r}.')
-    manifest = dict(what='digit scenes', version=VERSION, exchanged=sorted(exchanged), **params)
+    if len(set(mixed_up)) != 2 or not set(mixed_up) <= set(range(10)):
+        raise ValueError(f'`mixed_up` should be two digits 0..9. Found {mixed_up!r}.')
+    manifest = dict(what='digit scenes', version=VERSION, mixed_up=sorted(mixed_up), **params)
 
     root = Path(root)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -82,7 +82,7 @@ def make_digit_scenes(
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         for split, count in (('train', num_train), ('val', num_val)):
-            _write_split(scratch, split, count, size, seed, exchanged)
+            _write_split(scratch, split, count, size, seed, mixed_up)
         (scratch / 'manifest.json').write_text(json.dumps(manifest, indent=2) + '\n')
         if root.exists():
             shutil.rmtree(root)
@@ -103,7 +103,7 @@ def _read_manifest(root: Path) -> dict | None:
 
 
 def _write_split(
-    root: Path, split: str, count: int, size: int, seed: int, exchanged: tuple[int, int]
+    root: Path, split: str, count: int, size: int, seed: int, mixed_up: tuple[int, int]
 ) -> None:
     """Write images, label maps and the COCO file of one split."""
     glyphs, digits = _split_digits(split, seed)
@@ -116,7 +116,7 @@ def _write_split(
     for index in range(count):
         rng = np.random.default_rng([seed, split == 'val', index])
         image, labels, instances = compose_scene(rng, glyphs, digits, size)
-        archive = _exchange(labels, *np.add(exchanged, 1))
+        archive = _mix_up(rng, labels, instances, mixed_up)
         for folder, picture in zip(folders, (image, labels, archive), strict=False):
             cv2.imwrite(str(folder / f'{index:06d}.png'), picture)
         shapes.append([(int(digit), _coco_shape(mask)) for digit, mask in instances])
@@ -138,11 +138,18 @@ def _coco(shapes: list[list[tuple[int, dict]]], size: int) -> dict:
     )
 
 
-def _exchange(labels: np.ndarray, first: int, second: int) -> np.ndarray:
-    """Labels in which two classes stand for each other."""
-    table = np.arange(256, dtype=np.uint8)
-    table[[first, second]] = second, first
-    return table[labels]
+def _mix_up(
+    rng: np.random.Generator,
+    labels: np.ndarray,
+    instances: list[tuple[int, np.ndarray]],
+    digits: tuple[int, int],
+) -> np.ndarray:
+    """Labels in which each of the two digits was called one or the other, at random."""
+    labels = labels.copy()
+    for digit, mask in instances:
+        if digit in digits:
+            labels[mask] = rng.choice(digits) + 1
+    return labels
 
 
 def _split_digits(split: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -41,7 +41,7 @@ def write_page(out: Path, records: dict[str, dict]) -> Path:
     student = Config.fromfile('configs/demo/student.py')
     meta = student.val_dataloader.dataset.metainfo
     manifest = json.loads((out / 'data' / 'manifest.json').read_text())
-    mixed = [str(digit) for digit in manifest['exchanged']]
+    mixed = [str(digit) for digit in manifest['mixed_up']]
     models = {name: read_model(out, name, meta.classes) for name in NAMES}
     text = Template(Path(__file__).with_name('page.html').read_text(encoding='utf-8')).substitute(
         verdict=verdict({name: models[name] for name in STUDENTS}, mixed),
