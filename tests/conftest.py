@@ -4,6 +4,9 @@ import os
 from importlib import metadata
 from pathlib import Path
 
+# Tiny tensors gain nothing from threads, and threads of several processes fight for the cores.
+os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = '1'
+
 import pytest
 from hypothesis import settings
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,12 @@ def test_resumed_run_equals_an_uninterrupted_one(root, teacher, tmp_path):
     assert plain_keys == model.state_dict().keys()
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
 def run_tool(*arguments, cwd):
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
     done = subprocess.run(
@@ -110,7 +117,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(root, teacher, tmp_p
     cfg.train_dataloader.batch_size = 1
     cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None)
     cfg.dump(tmp_path / 'two.py')
-    launch = ('-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29613')
+    launch = ('-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port()}')
     tool = (ROOT / 'tools/train.py', 'two.py', '--work-dir', 'two', '--launcher', 'pytorch')
     run_tool(*launch, *tool, cwd=tmp_path)
 
