@@ -14,7 +14,9 @@ def test_is_the_mean_divergence_of_all_valid_units(class_weight):
     teacher = torch.randn(2, 4, 10, 10, generator=generator)
     labels = torch.randint(0, 4, (2, 10, 10), generator=generator)
     labels[0, 3:] = 255
-    loss = MODELS.build(dict(type='KDLoss', temperature=3.0, class_weight=class_weight))
+    loss = MODELS.build(
+        dict(type='mmdistill_ext.KDLoss', temperature=3.0, class_weight=class_weight)
+    )
     found = loss(Units(student, teacher, labels), weight=2.0)
 
     full = F.interpolate(student, (10, 10), mode='bilinear')

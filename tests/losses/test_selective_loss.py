@@ -99,7 +99,7 @@ def test_float32_under_autocast():
 
 
 def test_is_registered():
-    loss = MODELS.build(dict(type='SelectiveLoss', temperature=2.0, average='valid'))
+    loss = MODELS.build(dict(type='mmdistill_ext.SelectiveLoss', temperature=2.0, average='valid'))
     assert isinstance(loss, SelectiveLoss)
     assert 'temperature=2.0' in repr(loss)
     with pytest.raises(ValueError, match="average='all'"):
