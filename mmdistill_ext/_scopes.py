@@ -2,25 +2,43 @@
 
 mmengine maps the scope of a config to a *distribution*, and looks for one named ``mmsegmentation``;
 the maintained forks have other names (``onedl-mmsegmentation``). The module's own name works
-everywhere. It has to be there before a config is parsed, so before its ``custom_imports``: the
-wheel installs this file a second time, as ``_mmdistill_ext_scopes``, with a ``.pth`` line that
-starts it with Python. It imports nothing until mmengine itself is imported.
+everywhere. And it marks what comes from ``mmdistill_ext::`` to be built in that scope; but our
+configs are written in the scope of their framework, with our own types named in full.
+
+Both have to be mended before a config is parsed, so before its ``custom_imports``: the wheel
+installs this file a second time, as ``_mmdistill_ext_scopes``, with a ``.pth`` line that starts it
+with Python. It imports nothing until mmengine itself is imported.
 """
 
 import sys
+from functools import wraps
 from importlib.util import find_spec
 
-SCOPES = ('mmseg', 'mmdet', 'mmdistill_ext')
-TARGET = 'mmengine.config.utils'
+OWN = 'mmdistill_ext'
+SCOPES = ('mmseg', 'mmdet', OWN)
+TARGET = 'mmengine.config.config'
 
 
-def mend(module2package: dict) -> None:
-    """Map the scopes to the names of their modules."""
-    module2package.update((scope, scope) for scope in SCOPES)
+def mend(config_module) -> None:
+    """Mend a loaded :mod:`mmengine.config.config`; a second time changes nothing."""
+    packages = sys.modules['mmengine.config.utils'].MODULE2PACKAGE
+    for scope in SCOPES:
+        packages[scope] = scope
+    config = config_module.Config
+    find = config._get_cfg_path
+    if getattr(find, '__wrapped__', None) is not None:
+        return
+
+    @wraps(find)
+    def find_without_own_scope(cfg_path: str, filename: str):
+        path, scope = find(cfg_path, filename)
+        return path, None if scope == OWN else scope
+
+    config._get_cfg_path = staticmethod(find_without_own_scope)
 
 
 class MendOnImport:
-    """Finder that mends mmengine's map when mmengine is imported, once."""
+    """Finder that mends mmengine's configs when they are imported, once."""
 
     def find_spec(self, name: str, path: object = None, target: object = None):
         """Let the other finders find it; then add the mend to its execution."""
@@ -32,7 +50,7 @@ class MendOnImport:
 
         def execute_and_mend(module):
             execute(module)
-            mend(module.MODULE2PACKAGE)
+            mend(module)
 
         spec.loader.exec_module = execute_and_mend
         return spec

@@ -1,7 +1,8 @@
 import pytest
+from mmengine.config import Config, config
 from mmengine.hub import get_config
 
-from mmdistill_ext import compat
+from mmdistill_ext import _scopes, compat
 
 
 def test_framework_configs_are_found_under_either_distribution_name():
@@ -14,6 +15,21 @@ def test_own_configs_are_found():
         get_config('mmdistill_ext::plain/fpn_r18-w16_600_camvid-192x256.py').model.backbone.depth
         == 18
     )
+
+
+def test_own_configs_as_bases_are_built_in_the_frameworks_scope(tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text("_base_ = 'mmdistill_ext::plain/fpn_r18-w16_600_camvid-192x256.py'\n")
+    cfg = Config.fromfile(path)
+    assert cfg.default_scope == 'mmseg'
+    assert '_scope_' not in cfg.visualizer
+    assert '_scope_' not in cfg.model
+
+
+def test_mending_twice_changes_nothing():
+    before = Config._get_cfg_path
+    _scopes.mend(config)
+    assert Config._get_cfg_path is before
 
 
 def test_missing_framework_says_what_to_install(monkeypatch):

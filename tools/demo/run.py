@@ -128,6 +128,8 @@ def main() -> None:
         records = run_steps(plan(out, args.quick), out, fingerprint(), args.jobs)
     except StepError as error:
         sys.exit(f'\n{error}')
+    except KeyboardInterrupt:
+        sys.exit('\nStopped. Finished steps are kept: call again to go on.')
     page = write_page(out, records)
     print(f'\nThe page: {page.resolve()}')
 
