@@ -15,15 +15,16 @@ from functools import wraps
 from importlib.util import find_spec
 
 OWN = 'mmdistill_ext'
-SCOPES = ('mmseg', 'mmdet', OWN)
+# Names of modules, not of distributions; and mmengine 0.10.7 looks for an editable install in the
+# wrong folder, if it knows it by the name of its distribution, hence the submodule.
+MODULES = {'mmseg': 'mmseg', 'mmdet': 'mmdet', OWN: f'{OWN}.registry'}
 TARGET = 'mmengine.config.config'
 
 
 def mend(config_module) -> None:
     """Mend a loaded :mod:`mmengine.config.config`; a second time changes nothing."""
     packages = sys.modules['mmengine.config.utils'].MODULE2PACKAGE
-    for scope in SCOPES:
-        packages[scope] = scope
+    packages.update(MODULES)
     config = config_module.Config
     find = config._get_cfg_path
     if getattr(find, '__wrapped__', None) is not None:

@@ -7,7 +7,6 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 from mmengine.config import config
-from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.device import get_device
 from mmengine.dist import utils as dist_utils
 from mmengine.logging import HistoryBuffer
@@ -71,7 +70,5 @@ def mend_cpu_distributed() -> None:
 
 
 _scopes.mend(config)
-# By a name that is no distribution: mmengine 0.10.7 looks for editable ones in the wrong folder.
-MODULE2PACKAGE['mmdistill_ext'] = 'mmdistill_ext.registry'
 allow_training_checkpoints()
 mend_cpu_distributed()

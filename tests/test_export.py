@@ -143,8 +143,8 @@ from mmseg.apis import MMSegInferencer, inference_model, init_model
 
 config, weights, image = sys.argv[1:]
 model = init_model(config, weights, device='cpu')
-inferencer = MMSegInferencer(config, weights, device='cpu', show_progress=False)
-alone = MMSegInferencer(None, weights, device='cpu', show_progress=False)
+inferencer = MMSegInferencer(config, weights, device='cpu')
+alone = MMSegInferencer(None, weights, device='cpu')
 print(json.dumps(dict(
     model=inference_model(model, image).seg_logits.data.tolist(),
     inferencer=inferencer(image)['predictions'].tolist(),

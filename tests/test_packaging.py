@@ -109,7 +109,6 @@ def test_installed_wheel_lets_any_tool_find_the_configs(wheel: ZipFile, tmp_path
         path.write_text(f'_base_ = {base!r}\n')
         code += f'cfg = Config.fromfile({str(path)!r}); print(cfg.model.type)\n'
     code += "assert '_scope_' not in cfg.visualizer\n"  # the default scope builds it
-    code += "assert 'mmdistill_ext' not in sys.modules"
     done = subprocess.run(
         [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True
     )

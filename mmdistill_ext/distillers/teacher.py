@@ -86,7 +86,7 @@ class Teacher(nn.Module):
             return
         mean, std = _normalisation(own)
         student_mean, student_std = _normalisation(other)
-        self.flip_channels = own._channel_conversion != other._channel_conversion
+        self.flip_channels = _flips_channels(own) != _flips_channels(other)
         if self.flip_channels:
             student_mean, student_std = student_mean.flip(0), student_std.flip(0)
         if self.flip_channels or not (
@@ -135,6 +135,12 @@ class Teacher(nn.Module):
             image[:, :, :left] = value
             image[:, :top] = value
         return inputs
+
+
+def _flips_channels(preprocessor: nn.Module) -> bool:
+    """Whether it turns BGR into RGB; mmseg 1.2 has another name for it than its fork and mmdet."""
+    public = getattr(preprocessor, 'channel_conversion', False)
+    return bool(getattr(preprocessor, '_channel_conversion', public))
 
 
 def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
