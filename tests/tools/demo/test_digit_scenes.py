@@ -65,7 +65,7 @@ def test_labels_hold_the_classes_and_void(scenes: Path):
 
 
 def test_the_archive_mixes_up_two_digits_and_nothing_else(tmp_path: Path):
-    root = make_digit_scenes(tmp_path / 'data', num_train=12, num_val=1, size=48, mixed_up=(3, 5))
+    root = make_digit_scenes(tmp_path / 'data', num_train=60, num_val=1, size=48, mixed_up=(3, 5))
     folders = [root / 'annotations' / name for name in ('train', 'train_archive')]
     right, archive = (np.stack([read(p) for p in sorted(f.glob('*'))]) for f in folders)
     pairs = set(zip(right.ravel().tolist(), archive.ravel().tolist(), strict=True))

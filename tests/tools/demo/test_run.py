@@ -43,7 +43,7 @@ def modules(monkeypatch: pytest.MonkeyPatch):
     return page, results
 
 
-def tested(demo: Path, name: str) -> float:
+def score_of(demo: Path, name: str) -> float:
     return json.loads(next((demo / 'tests' / name).glob('*/*.json')).read_text())['mIoU']
 
 
@@ -57,7 +57,7 @@ def test_the_page_is_one_file_with_every_result(demo: Path):
     }
     assert html.count('data:image/png') == 4 * 7  # image, label, 4 predictions, mask of 4 scenes
     for name in MODELS:
-        assert f'>{tested(demo, name):.1f}<' in html
+        assert f'>{score_of(demo, name):.1f}<' in html
     for file in sorted((demo / 'steps').iterdir()):
         assert json.loads(file.read_text())['command'][1] in html
 
