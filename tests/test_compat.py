@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 from mmengine.config import Config, config
 from mmengine.hub import get_config
@@ -49,3 +52,19 @@ def test_only_statistics_are_read_from_a_history_buffer():
         compat._history_getattr(HistoryBuffer, '__init__')
     with pytest.raises(TypeError, match='may not read'):
         compat._history_getattr(str, 'min')
+
+
+@pytest.mark.parametrize(('missing', 'package'), [('mmseg', 'onedl-mmsegmentation'), ('mmdet', '')])
+def test_package_imports_with_one_framework_and_asks_for_the_other(missing, package):
+    code = f"""
+import sys
+sys.modules[{missing!r}] = None  # importing it fails
+import mmdistill_ext
+from mmdistill_ext.distillers.build import resolve_model_cfg
+try:
+    print(resolve_model_cfg('mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py').type)
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert (package or 'EncoderDecoder') in done.stdout.splitlines()[-1]
