@@ -39,10 +39,12 @@ def use_visualization(cfg: Config, args: argparse.Namespace) -> None:
     hook.draw = True
     if args.show:
         hook.show, hook.wait_time = True, args.wait_time
-    if args.show_dir and cfg.get('default_scope') == 'mmdet':
-        hook.test_out_dir = args.show_dir
+    if cfg.get('default_scope') != 'mmdet':
+        hook.interval = 1  # mmseg 1.2 would draw one in 50
+        if args.show_dir:
+            cfg.visualizer.save_dir = args.show_dir
     elif args.show_dir:
-        cfg.visualizer.save_dir = args.show_dir
+        hook.test_out_dir = args.show_dir
 
 
 def use_tta(cfg: Config) -> None:
