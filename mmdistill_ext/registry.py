@@ -11,3 +11,4 @@ SCOPE = 'mmdistill_ext'
 
 MODELS = Registry('model', parent=_root.MODELS, scope=SCOPE, locations=['mmdistill_ext'])
 HOOKS = Registry('hook', parent=_root.HOOKS, scope=SCOPE, locations=['mmdistill_ext'])
+FIT_FUNCTIONS = Registry('fit function', scope=SCOPE, locations=['mmdistill_ext'])

@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
+from mmdistill_ext.distillers.fit import Fit
 from mmdistill_ext.distillers.schedule import Schedule
 from mmdistill_ext.distillers.teacher import Teacher
 from mmdistill_ext.functional.checks import check_labels
 from mmdistill_ext.registry import MODELS
 from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.base import TaskLoss
+
+
+SUMMED = ('l_soft', 'l_hard')
+"""Scalars to which every term on a head adds its share."""
 
 
 @dataclass
@@ -24,7 +29,7 @@ class Term:
     loss: nn.Module
     units: Callable
     schedule: Schedule
-    task: TaskLoss | None = None
+    task: TaskLoss | None = None  # the head's own loss, where a term may form it
 
 
 class Distillation:
@@ -38,30 +43,41 @@ class Distillation:
         losses: Name -> config of a loss, with the distiller's own keys ``head``, ``teacher_head``,
             ``weight``, ``begin``, ``warmup``, ``stop`` among the loss's.
         units: Class that pairs two heads of the student's framework.
-        fuse_task_loss: Let the first term of a head form the head's own cross-entropy too, in the
-            same pass over the logits.
+        fuse_task_loss: Let the first active term of a head form the head's own cross-entropy too,
+            in the same pass over the logits.
+        fit: Arguments of :class:`~mmdistill_ext.distillers.fit.Fit`; implies ``fuse_task_loss``.
 
     Raises:
-        ValueError: No losses, or a value of one is impossible.
+        ValueError: No losses, or a value is impossible.
     """
 
     def __init__(
-        self, student: nn.Module, teacher: dict, losses: dict, units: type, fuse_task_loss: bool
+        self,
+        student: nn.Module,
+        teacher: dict,
+        losses: dict,
+        units: type,
+        fuse_task_loss: bool = False,
+        fit: dict | None = None,
     ) -> None:
         if not losses:
             raise ValueError('`losses` should name at least one loss. Found none.')
         self.teacher = Teacher(**teacher)
         self.teacher.match_input(student)
-        self.terms: list[Term] = []
-        for name, cfg in losses.items():
-            self.terms.append(self._build_term(student, name, dict(cfg), units, fuse_task_loss))
+        fuse = 'fit' if fit else 'fuse_task_loss=True' if fuse_task_loss else None
+        self.terms = [
+            self._build_term(student, name, dict(cfg), units, fuse) for name, cfg in losses.items()
+        ]
+        self.fit = None if fit is None else Fit(**fit)
+        if self.fit is not None:
+            check_task(self.main_term)
         self.classes: tuple[str, ...] = self.teacher.classes or tuple(
             str(index) for index in range(self.terms[0].units.num_classes)
         )
         self._labels_checked = False
 
     def _build_term(
-        self, student: nn.Module, name: str, cfg: dict, units: type, fuse_task_loss: bool
+        self, student: nn.Module, name: str, cfg: dict, units: type, fuse: str | None
     ) -> Term:
         key = f'losses.{name}'
         keys = ('weight', 'begin', 'warmup', 'stop')
@@ -75,9 +91,12 @@ class Distillation:
             raise ValueError(f'`{key}`: {error}') from error
         pair = units(student, self.teacher.model, head, teacher_head, key)
         loss.check(pair.num_classes, pair.sigmoid)
-        first = all(term.units.student_tap != pair.student_tap for term in self.terms)
-        task = pair.task_loss('fuse_task_loss') if fuse_task_loss and first else None
-        return Term(name, loss, pair, schedule, task)
+        return Term(name, loss, pair, schedule, pair.task_loss(fuse) if fuse else None)
+
+    @property
+    def main_term(self) -> Term | None:
+        """The first term on the head that the student predicts with."""
+        return next((term for term in self.terms if term.units.predicts), None)
 
     @property
     def losses(self) -> dict[str, nn.Module]:
@@ -123,20 +142,46 @@ class Distillation:
         teacher_calls = self.teacher(inputs, data_samples, heads)
         paths = {term.units.student_tap: term.units.student_tap for term, _ in active}
         replace = {term.units.student_tap: _no_loss for term, _ in active if term.task}
+        to_form = set(replace)  # heads whose own loss the next term on them forms
+        split = self.fit.split() if self.fit else None
         with Taps(student, paths, replace) as taps:
             losses = student_loss(inputs, data_samples, mode='loss')
             for term, weight in active:
                 pair = term.units
-                units = pair(
-                    taps[pair.student_tap], teacher_calls[pair.teacher_tap], data_samples, term.task
-                )
+                task = term.task if pair.student_tap in to_form else None
+                to_form.discard(pair.student_tap)
+                calls = taps[pair.student_tap], teacher_calls[pair.teacher_tap]
+                units = pair(*calls, data_samples, task, split)
                 if not self._labels_checked:
                     check_labels(units.labels, pair.num_classes, units.ignore_index)
                 for key, value in term.loss(units, weight).items():
-                    losses[f'{pair.prefix}.{_rename(key, term.name)}'] = value
+                    full = f'{pair.prefix}.{_rename(key, term.name)}'
+                    shared = key in SUMMED and full in losses
+                    losses[full] = losses[full] + value if shared else value
+                if split and task and pair.predicts:
+                    self.fit.record(term.loss.pop_fit_sums())
             taps.clear()
         self._labels_checked = True
         return losses
+
+
+def check_task(term: Term | None) -> None:
+    """Refuse the fit loss where there is no task loss to split and to measure (FIT-1).
+
+    Raises:
+        ValueError: No loss is on the head that the student predicts with, or that head's own loss
+            has the weight 0.
+    """
+    if term is None:
+        raise ValueError(
+            '`fit` needs one of the `losses` on the head that the student predicts with '
+            "(`head='decode_head'`). Found none."
+        )
+    if not term.task.loss_weight > 0:
+        raise ValueError(
+            '`fit` needs a student with a task loss: the `loss_weight` of its head should be > 0. '
+            f"Found {term.task.loss_weight} in '{term.task.name}'."
+        )
 
 
 def _no_loss(seg_logits: Tensor, batch_data_samples: list) -> dict:

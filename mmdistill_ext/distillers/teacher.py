@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmdistill_ext.checkpoint import check_keys, load_weights
 from mmdistill_ext.distillers.build import build_model
-from mmdistill_ext.rng import isolated_rng
+from mmdistill_ext.isolation import isolated_rng
 from mmdistill_ext.taps import Call, Taps
 
 

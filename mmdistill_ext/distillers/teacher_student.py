@@ -45,6 +45,7 @@ def build_teacher_student(
     teacher: dict,
     losses: dict,
     fuse_task_loss: bool = False,
+    fit: dict | None = None,
     data_preprocessor: dict | None = None,
 ) -> BaseModel:
     """Build a student that learns from its labels and from a frozen teacher.
@@ -58,6 +59,11 @@ def build_teacher_student(
             ``'decode_head'``), ``weight`` (>= 0), ``begin``, ``warmup`` and ``stop`` (iterations).
             When all are off the teacher does not run.
         fuse_task_loss: Form the head's own cross-entropy in the same block-wise pass.
+        fit: Learn from what the teacher gets wrong by F(x), e.g.
+            ``dict(function=dict(type='ExponentialFit', b=10.0), split='unit')`` (see
+            :class:`~mmdistill_ext.distillers.fit.Fit`). It splits the losses of the heads that
+            ``losses`` name, their own included, so it implies ``fuse_task_loss``; a ``FitHook``
+            measures x.
         data_preprocessor: For a student that names none; the runner hands it over when the config
             has one beside the model.
 
@@ -73,7 +79,7 @@ def build_teacher_student(
     if data_preprocessor is not None:
         student.setdefault('data_preprocessor', data_preprocessor)
     model = build_model(student, 'student')
-    distillation = Distillation(model, teacher, losses, _units_for(model), fuse_task_loss)
+    distillation = Distillation(model, teacher, losses, _units_for(model), fuse_task_loss, fit)
     name = f'Distilled{type(model).__name__}'
     model.__class__ = type(name, (DistilledModel, type(model)), {'__module__': __name__})
     model.distillation = distillation

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .block_readers import CoarseLogits, FullLogits, Reading
+from .fit import simple_units
 from .selective import select_units, unit_difference, unit_distillation
 
 
@@ -40,6 +41,10 @@ class BlockPass:
 
     The loss of a block is differentiated by autograd with respect to the block's logits, so every
     kind of distance has one formula. The gradients are those of the sums, not yet normalised.
+
+    With a split, every sum has two parts, simple and hard (FIT-4), and the gradients are those of
+    ``simple + hard_weight * hard``. A unit is known to be hard in its own block. An image is only
+    known after its last block: its gradient is scaled then.
     """
 
     student: FullLogits | CoarseLogits
@@ -54,22 +59,31 @@ class BlockPass:
     class_weight: Tensor | None
     task: bool
     task_class_weight: Tensor | None
+    split: str | None
+    threshold: float
+    hard_weight: float
     block_bytes: int
     differentiate: bool
 
     def run(self) -> None:
         """Go through all blocks."""
         new, dtype = self.target.new_zeros, self.student.dtype
-        self.distill_sum = new((), dtype=dtype)
+        images = self.target.shape[0]
+        self.distill_parts = new((images, 2), dtype=dtype)
+        self.task_parts = new((images, 2), dtype=dtype)
         self.distill_weight = new((), dtype=dtype)
-        self.task_sum = new((), dtype=dtype)
         self.correct = new((), dtype=torch.int64)
+        self.simple = new((images, 2), dtype=dtype)  # units that the teacher gets right; valid ones
         self.wins = new(self.target.shape, dtype=torch.bool)
         self.histogram = new(2 * self.classes + 1, dtype=torch.int64)  # void, lost, won
         wanted = (self.differentiate, self.differentiate and self.task)
         gradients = [self.student.new_gradient() if want else None for want in wanted]
         for image, start, stop in self._places():
             self._block(image, start, stop, *gradients)
+        if self.split == 'image':
+            self._split_images(gradients)
+        self.distill_sum = self._total(self.distill_parts)
+        self.task_sum = self._total(self.task_parts)
         self.gradients = [None if g is None else self.student.in_shape(g) for g in gradients]
         lost, won = self.histogram[1:].view(2, self.classes)
         self.counts = torch.stack((lost + won, won))
@@ -100,22 +114,26 @@ class BlockPass:
         bins = (1 + label + self.classes * block.wins).where(block.valid, 0)
         self.histogram.scatter_add_(0, bins[0], torch.ones_like(bins[0]))
 
+        simple = self._split(image, block)
+
         weight = self._weigh(self.selection(block), block.valid, self.class_weight, label)
         self.distill_weight += weight.sum()
-        self.distill_sum += self._differentiate(
+        self.distill_parts[image] += self._differentiate(
             lambda x: unit_distillation(x, teacher, self.distance, self.temperature),
             student,
             weight,
+            simple,
             distill_gradient,
         )
         if self.task:
             weight = self._weigh(block.valid, block.valid, self.task_class_weight, label)
-            self.task_sum += self._differentiate(
+            self.task_parts[image] += self._differentiate(
                 lambda x: F.cross_entropy(
                     x, labels, reduction='none', ignore_index=self.ignore_index
                 ),
                 student,
                 weight,
+                simple,
                 task_gradient,
             )
             at_label = student.values.gather(1, label.unsqueeze(1)).squeeze(1)
@@ -126,6 +144,36 @@ class BlockPass:
         second = unit_difference(student, labels, self.difference, self.ignore_index)
         first = unit_difference(teacher, labels, self.difference, self.ignore_index)
         return Block(second, first, select_units(first, second, valid), teacher, labels, valid)
+
+    def _split(self, image: int, block: Block) -> Tensor | None:
+        """Count the teacher's right answers; where units are split, say which are simple."""
+        if self.split is None:
+            return None
+        right = simple_units(block.teacher, block.labels, self.ignore_index)
+        self.simple[image, 0] += right.sum()
+        self.simple[image, 1] += block.valid.sum()
+        return right if self.split == 'unit' else None
+
+    def _split_images(self, gradients: list[Tensor | None]) -> None:
+        """Move what belongs to hard images into the second part, and scale their gradients."""
+        right, valid = self.simple.unbind(1)
+        hard = right < self.threshold * valid
+        for parts in (self.distill_parts, self.task_parts):
+            parts.copy_(torch.where(hard.unsqueeze(1), parts.flip(1), parts))
+        self.simple = torch.stack((~hard & (valid > 0), valid > 0), dim=1).to(right)
+        if self.hard_weight == 1:
+            return
+        for gradient in filter(lambda gradient: gradient is not None, gradients):
+            hard = hard.view(-1, *[1] * (gradient.ndim - 1))
+            if self.hard_weight:
+                gradient.mul_(torch.where(hard, self.hard_weight, 1.0).to(gradient))
+            else:
+                gradient.masked_fill_(hard, 0)
+
+    def _total(self, parts: Tensor) -> Tensor:
+        """``simple + hard_weight * hard``; a part of weight 0 is left out, whatever is in it."""
+        simple, hard = parts.sum(0)
+        return simple + self.hard_weight * hard if self.hard_weight else simple
 
     def _weigh(
         self, weight: Tensor, valid: Tensor, class_weight: Tensor | None, label: Tensor
@@ -138,22 +186,29 @@ class BlockPass:
         loss: Callable[[Tensor], Tensor],
         student: Reading,
         weight: Tensor,
+        simple: Tensor | None,
         gradient: Tensor | None,
     ) -> Tensor:
-        """Weighted sum of a loss per unit; its gradient goes into ``gradient``.
+        """Weighted sum of a loss over simple and over hard units, (2,).
 
-        Units of weight 0 are left out of both, whatever their logits (0 times NaN is NaN).
+        The gradient goes into ``gradient``. Units of weight 0 are left out of both, whatever their
+        logits (0 times NaN is NaN).
         """
         with torch.set_grad_enabled(gradient is not None):
             logits = student.values.detach().requires_grad_(gradient is not None)
             attached = loss(logits)
-        units, left_out = attached.detach(), weight == 0
+        units = (attached.detach() * weight).masked_fill_(weight == 0, 0)
         if gradient is not None:
+            if simple is not None:
+                weight = weight * torch.where(simple, 1.0, self.hard_weight).to(weight)
             (upstream,) = torch.autograd.grad(attached, logits, weight)
             # A mask over the block would cost as much as the loss. Instead every NaN is cleared,
             # then units that count and have no finite loss get theirs back.
-            factor = (units * 0 + 1).masked_fill_(left_out, 0)
+            factor = (attached.detach() * 0 + 1).masked_fill_(weight == 0, 0)
             upstream.nan_to_num_(nan=0, posinf=torch.inf, neginf=-torch.inf)
             upstream.mul_(factor.unsqueeze(1))
             self.student.add_gradient(gradient, student, upstream)
-        return (units * weight).masked_fill_(left_out, 0).sum()
+        if simple is None:
+            total = units.sum()
+            return torch.stack((total, total.new_zeros(())))
+        return torch.stack((units.where(simple, 0).sum(), units.where(~simple, 0).sum()))

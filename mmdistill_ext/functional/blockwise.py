@@ -20,11 +20,14 @@ from .checks import (
     check_class_weight,
     check_difference,
     check_distance,
+    check_factor,
     check_logits,
     check_same_classes,
     check_temperature,
+    check_threshold,
     num_label_classes,
 )
+from .fit import SPLITS
 
 __all__ = ['SELECTIONS', 'Block', 'BlockwiseResult', 'Selection', 'blockwise_distillation']
 
@@ -43,6 +46,10 @@ class BlockwiseResult:
         wins: ``(B, ...)`` bool, where the teacher wins; if asked for.
         task_sum: Scalar, ``sum_u class_weight_u * cross_entropy_u``, differentiable; if asked for.
         correct: Scalar int64, units whose label has the student's largest logit; with the task.
+        distill_parts: ``(2,)``, the distillation's sum over simple and over hard units, without
+            ``hard_weight`` and without gradient; if split.
+        task_parts: ``(2,)``, the same of the task's.
+        simple: ``(2,)``, number of simple samples and of all valid ones; if split.
     """
 
     distill_sum: Tensor
@@ -51,6 +58,9 @@ class BlockwiseResult:
     wins: Tensor | None = None
     task_sum: Tensor | None = None
     correct: Tensor | None = None
+    distill_parts: Tensor | None = None
+    task_parts: Tensor | None = None
+    simple: Tensor | None = None
 
 
 def blockwise_distillation(
@@ -68,10 +78,15 @@ def blockwise_distillation(
     teacher_align_corners: bool = False,
     task: bool = False,
     task_class_weight: Tensor | None = None,
+    split: str | None = None,
+    threshold: float = 0.9,
+    hard_weight: float = 1.0,
     keep_contrast: bool = False,
     block_bytes: int | None = None,
 ) -> BlockwiseResult:
-    """Compare, select and distil (SEL-2 to SEL-6) without full-resolution logits in memory.
+    """Compare, select, split and distil without full-resolution logits in memory.
+
+    Requirements SEL-2 to SEL-6 and FIT-3 to FIT-5.
 
     Values and gradients are those of the plain composition after
     :func:`torch.nn.functional.interpolate`, in float32 (float64 for a float64 student), also under
@@ -94,6 +109,11 @@ def blockwise_distillation(
         teacher_align_corners: How the teacher's map is upsampled.
         task: Form the task's cross-entropy and the number of correct units too.
         task_class_weight: ``(classes,)``, class weights of that cross-entropy.
+        split: Split both losses into simple and hard parts (FIT-3), by ``'unit'`` or ``'image'``,
+            and weigh the hard ones by ``hard_weight`` (FIT-5). ``distill_weight`` and the task's
+            denominators do not know of it.
+        threshold: Share of units in (0, 1] that the teacher gets right in a simple image.
+        hard_weight: ``F(x)``, >= 0.
         keep_contrast: Return where the teacher wins.
         block_bytes: Size of one block of logits; by default 2 MiB on a CPU, 32 MiB on others.
 
@@ -114,6 +134,10 @@ def blockwise_distillation(
     if task:
         check_difference('ce', channels)
         check_class_weight(task_class_weight, channels)
+    if split is not None:
+        check_choice('split', split, SPLITS)
+        check_threshold(threshold)
+        check_factor('hard_weight', hard_weight)
     if isinstance(selection, str):
         check_choice('selection', selection, tuple(SELECTIONS))
         selection = SELECTIONS[selection]
@@ -135,6 +159,9 @@ def blockwise_distillation(
         task_class_weight=(
             None if task_class_weight is None else task_class_weight.to(target.device, dtype)
         ),
+        split=split,
+        threshold=threshold,
+        hard_weight=hard_weight,
         block_bytes=block_bytes or (CPU_BLOCK_BYTES if on_cpu else DEVICE_BLOCK_BYTES),
         differentiate=torch.is_grad_enabled() and student.requires_grad,
     )
@@ -147,6 +174,9 @@ def blockwise_distillation(
         wins=block_pass.wins.view(target.shape) if keep_contrast else None,
         task_sum=task_sum if task else None,
         correct=block_pass.correct if task else None,
+        distill_parts=block_pass.distill_parts.sum(0) if split else None,
+        task_parts=block_pass.task_parts.sum(0) if split and task else None,
+        simple=block_pass.simple.sum(0) if split else None,
     )
 
 

@@ -25,11 +25,33 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 def check_temperature(temperature: float) -> None:
     """Raise ``ValueError`` unless the temperature is a finite number above 0."""
-    number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
-    if not number or not math.isfinite(temperature) or temperature <= 0:
+    if not _is_number(temperature) or temperature <= 0:
         raise ValueError(
             f'`temperature` should be a finite number > 0. Found temperature={temperature!r}.'
         )
+
+
+def check_base(b: float) -> None:
+    """Raise ``ValueError`` unless the base of an evaluation function is a finite number above 1."""
+    if not _is_number(b) or b <= 1:
+        raise ValueError(f'`b` should be a finite number > 1. Found b={b!r}.')
+
+
+def check_threshold(threshold: float, name: str = 'threshold') -> None:
+    """Raise ``ValueError`` unless the threshold is in (0, 1]."""
+    if not _is_number(threshold) or not 0 < threshold <= 1:
+        raise ValueError(f'`{name}` should be in (0, 1]. Found {name}={threshold!r}.')
+
+
+def check_factor(name: str, value: float) -> None:
+    """Raise ``ValueError`` unless the value is a finite number >= 0."""
+    if not _is_number(value) or value < 0:
+        raise ValueError(f'`{name}` should be a finite number >= 0. Found {name}={value!r}.')
+
+
+def _is_number(value: object) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 def check_difference(kind: str, channels: int) -> None:

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmdistill_ext.registry import HOOKS
-from mmdistill_ext.rng import isolated_rng
+from mmdistill_ext.isolation import isolated_rng
 
 
 @HOOKS.register_module()
@@ -96,15 +96,27 @@ def check_floor(scores: dict[str, float], floor: dict[str, float]) -> None:
                 )
 
 
-def scan_labels(dataset, limit: int, num_classes: int, ignore_index: int) -> None:
-    """Read up to ``limit`` label images with the pipeline's own loader and check their values."""
+def scan_labels(
+    dataset, limit: int, num_classes: int, ignore_index: int, key: str = 'train_dataloader'
+) -> None:
+    """Read up to ``limit`` label images with the pipeline's own loader and check their values.
+
+    Raises:
+        ValueError: A label is missing or has other values; the message names the file and ``key``.
+    """
     for part in _datasets(dataset):
         loaders = [t for t in part.pipeline.transforms if type(t).__name__ == 'LoadAnnotations']
         step = max(1, len(part) // limit)
         for index in range(0, len(part), step):
             sample = part.get_data_info(index)
             for loader in loaders:
-                sample = loader(sample)
+                try:
+                    sample = loader(sample)
+                except FileNotFoundError as error:
+                    raise ValueError(
+                        f'`{key}.dataset` should have a label for every image. Found none at '
+                        f"'{sample.get('seg_map_path')}'."
+                    ) from error
             if 'gt_seg_map' not in sample:
                 return
             values = np.unique(sample['gt_seg_map'])
@@ -113,7 +125,7 @@ def scan_labels(dataset, limit: int, num_classes: int, ignore_index: int) -> Non
                 raise ValueError(
                     f'Labels should be in [0, {num_classes}) or {ignore_index} (ignored). Found '
                     f"{wrong.tolist()} in '{sample['seg_map_path']}': check "
-                    '`train_dataloader.dataset` (reduce_zero_label, label_map) and `num_classes`.'
+                    f'`{key}.dataset` (reduce_zero_label, label_map) and `num_classes`.'
                 )
 
 

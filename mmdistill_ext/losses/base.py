@@ -18,7 +18,7 @@ from mmdistill_ext.functional.checks import (
     check_temperature,
     num_label_classes,
 )
-from mmdistill_ext.losses.task import task_losses
+from mmdistill_ext.losses.task import task_losses, task_scale, task_weight
 from mmdistill_ext.units.base import Units
 
 
@@ -28,6 +28,9 @@ class PairLoss(nn.Module):
     ``world_size * sum_u w_u d_u / sum_v w_v``: ``u`` runs over this rank's selected units, ``v``
     over all ranks' (or over all valid ones), so that the mean of the ranks' gradients is the
     gradient of the global average. Exactly 0 when the denominator is 0.
+
+    With ``units.split`` the weights of hard units are multiplied by ``F(x)``, in the task loss too,
+    while the denominators stay as they are: Loss(x) = L_soft + F(x) L_hard (FIT-4, FIT-5).
 
     Args:
         selection: A name in :data:`~mmdistill_ext.functional.blockwise.SELECTIONS`.
@@ -71,6 +74,7 @@ class PairLoss(nn.Module):
         self.average = average
         self.keep_contrast = False
         self._contrast: tuple[Tensor, Tensor] | None = None
+        self._fit_sums: Tensor | None = None
         self.register_buffer('class_weight', _class_weight(class_weight), persistent=False)
         self.register_buffer('counts', None, persistent=False)
 
@@ -111,7 +115,8 @@ class PairLoss(nn.Module):
 
         Returns:
             ``loss``, times ``weight``; if ``units.task`` is set, the head's own entries too, as
-            the head itself gives them.
+            the head itself gives them; if ``units.split`` is set, ``l_soft`` and ``l_hard`` too,
+            what is in these losses from simple and from hard samples, before ``F(x)``.
         """
         return self._losses(self._run(units), units, weight)
 
@@ -120,6 +125,13 @@ class PairLoss(nn.Module):
         task_class_weight = units.task.class_weight if units.task is not None else None
         if task_class_weight is not None:
             task_class_weight = units.student.new_tensor(task_class_weight, dtype=torch.float32)
+        split = {}
+        if units.split is not None:
+            split = dict(
+                split=units.split.by,
+                threshold=units.split.threshold,
+                hard_weight=units.split.hard_weight,
+            )
         result = blockwise_distillation(
             units.student,
             units.teacher,
@@ -135,6 +147,7 @@ class PairLoss(nn.Module):
             task=units.task is not None,
             task_class_weight=task_class_weight,
             keep_contrast=self.keep_contrast,
+            **split,
         )
         self.counts = result.counts if self.counts is None else self.counts + result.counts
         if self.keep_contrast:
@@ -142,19 +155,42 @@ class PairLoss(nn.Module):
         return result
 
     def _losses(self, result: BlockwiseResult, units: Units, weight: float) -> dict[str, Tensor]:
-        losses = {'loss': weight * self._mean(result)}
+        scale = weight * self._scale(result, units)
+        losses = {'loss': scale * result.distill_sum}
         if units.task is not None:
             losses.update(task_losses(result, units.labels, units.task))
+        if units.split is not None:
+            parts = scale * result.distill_parts
+            if units.task is not None:
+                parts = parts + task_scale(result, units.labels, units.task) * result.task_parts
+            losses['l_soft'], losses['l_hard'] = parts.unbind()
         return losses
 
-    def _mean(self, result: BlockwiseResult) -> Tensor:
+    def _scale(self, result: BlockwiseResult, units: Units) -> Tensor:
+        """What the sum is multiplied by; one collective brings FIT's sums along (FIT-2)."""
         if self.average == 'selected':
-            total = result.distill_weight.clone()
+            total = result.distill_weight
         else:
             valid = result.counts[0].to(result.distill_weight)
             total = (valid if self.class_weight is None else valid * self.class_weight).sum()
-        all_reduce(total)
-        return result.distill_sum * torch.where(total > 0, get_world_size() / total, 0)
+        sums = total[None].clone()
+        if units.split is not None and units.task is not None:
+            gt_sum, gt_weight = result.task_parts.sum(), task_weight(result, units.task)
+            sums = torch.cat((sums, torch.stack((gt_sum, gt_weight)), result.simple))
+        all_reduce(sums)
+        if len(sums) > 1:
+            self._fit_sums = sums[1:]
+        return torch.where(sums[0] > 0, get_world_size() / sums[0], 0)
+
+    def pop_fit_sums(self) -> Tensor | None:
+        """Sums of the last forward with a split and the task, over all ranks, once; else None.
+
+        Returns:
+            ``(4,)``: the task loss before ``F(x)`` and its weights (the first GT loss is their
+            quotient), simple samples and valid samples.
+        """
+        sums, self._fit_sums = self._fit_sums, None
+        return sums
 
     def pop_counts(self) -> Tensor | None:
         """Counts since the last call, of this rank, and start again.

@@ -25,14 +25,25 @@ def task_losses(result: BlockwiseResult, labels: Tensor, task: TaskLoss) -> dict
     """
     dtype = result.task_sum.dtype
     eps = torch.finfo(torch.float32).eps
-    units = result.counts[0].to(dtype)
-    valid = units.sum()
-    if task.class_weight is not None:
-        total = (units * units.new_tensor(task.class_weight)).sum()
-    else:
-        total = valid if task.avg_non_ignore else labels.numel()
-    loss = task.loss_weight * result.task_sum / (total + eps)
+    valid = result.counts[0].sum().to(dtype)
+    loss = task_scale(result, labels, task) * result.task_sum
     accuracy = (result.correct.to(dtype) + eps) * (100 / (valid + eps))
     if labels.shape[0] == 0:
         accuracy = torch.zeros_like(accuracy)
     return {task.name: loss, 'acc_seg': accuracy.reshape(1)}
+
+
+def task_scale(result: BlockwiseResult, labels: Tensor, task: TaskLoss) -> Tensor:
+    """What the pass's sum is multiplied by in that loss: its weight over its denominator."""
+    total = task_weight(result, task)
+    if task.class_weight is None and not task.avg_non_ignore:
+        total = torch.full_like(total, labels.numel())
+    return task.loss_weight / (total + torch.finfo(torch.float32).eps)
+
+
+def task_weight(result: BlockwiseResult, task: TaskLoss) -> Tensor:
+    """Sum of the valid units' class weights (their number without class weights)."""
+    units = result.counts[0].to(result.task_sum.dtype)
+    if task.class_weight is None:
+        return units.sum()
+    return (units * units.new_tensor(task.class_weight)).sum()

@@ -21,6 +21,21 @@ class TaskLoss:
 
 
 @dataclass(frozen=True)
+class Split:
+    """How the losses are split into simple and hard samples, and what the hard ones weigh (FIT).
+
+    Args:
+        by: ``'unit'`` or ``'image'``.
+        threshold: Share of units in (0, 1] that the teacher gets right in a simple image.
+        hard_weight: ``F(x)``, >= 0.
+    """
+
+    by: str
+    threshold: float
+    hard_weight: float
+
+
+@dataclass(frozen=True)
 class Units:
     """Predictions of student and teacher for the same units, with their labels.
 
@@ -35,6 +50,7 @@ class Units:
         teacher_align_corners: ``align_corners`` of the teacher's head.
         classes: Names of the classes, for logs and pictures.
         task: Set when the loss is to form the head's own cross-entropy in the same pass.
+        split: Set when both are to be split into simple and hard samples.
     """
 
     student: Tensor
@@ -46,3 +62,4 @@ class Units:
     teacher_align_corners: bool = False
     classes: tuple[str, ...] = ()
     task: TaskLoss | None = None
+    split: Split | None = None

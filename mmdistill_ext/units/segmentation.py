@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import CrossEntropyLoss
 from torch import Tensor, nn
 
 from mmdistill_ext.taps import Call, resolve
-from mmdistill_ext.units.base import TaskLoss, Units
+from mmdistill_ext.units.base import Split, TaskLoss, Units
 
 if TYPE_CHECKING:
+    from mmseg.models.segmentors import BaseSegmentor
     from mmseg.structures import SegDataSample
 
 
@@ -50,6 +52,9 @@ class SegmentationUnits:
         self.sigmoid = self.head.out_channels == 1 or any(
             getattr(loss, 'use_sigmoid', False) for loss in _losses(self.head)
         )
+        final = student.decode_head
+        final = final[-1] if isinstance(final, nn.ModuleList) else final
+        self.predicts = self.head is final
         self.student_tap = f'{head}.loss_by_feat'
         self.teacher_tap = teacher_head
         self.prefix = head.replace('_head', '').replace('auxiliary', 'aux').replace('.', '_')
@@ -60,7 +65,10 @@ class SegmentationUnits:
         return self.head.num_classes
 
     def task_loss(self, key: str) -> TaskLoss:
-        """The head's own loss, if the selective pass can form it.
+        """The head's own loss, if the block-wise pass can form it.
+
+        Args:
+            key: The config key that asks for it, to name in errors.
 
         Raises:
             ValueError: The head's loss is not one plain softmax cross-entropy.
@@ -77,9 +85,9 @@ class SegmentationUnits:
         )
         if not plain or self.sigmoid:
             raise ValueError(
-                f'`{key}=True` needs a head whose loss is one softmax CrossEntropyLoss with '
+                f'`{key}` needs a head whose loss is one softmax CrossEntropyLoss with '
                 f"reduction='mean' and no pixel sampler. Found {type(self.head).__name__} with "
-                f'{[type(item).__name__ for item in losses]}; use `{key}=False`.'
+                f'{[type(item).__name__ for item in losses]}.'
             )
         weight = loss.class_weight
         return TaskLoss(
@@ -95,6 +103,7 @@ class SegmentationUnits:
         teacher_call: Call,
         data_samples: list[SegDataSample],
         task: TaskLoss | None = None,
+        split: Split | None = None,
     ) -> Units:
         """Build the units of one step from the two tapped calls."""
         return Units(
@@ -106,7 +115,53 @@ class SegmentationUnits:
             student_align_corners=self.head.align_corners,
             teacher_align_corners=self.teacher_head.align_corners,
             task=task,
+            split=split,
         )
+
+    @staticmethod
+    def has_labels(sample: dict) -> bool:
+        """Whether a sample of a data set has what :meth:`gt_loss` needs."""
+        return 'gt_sem_seg' in sample['data_samples']
+
+    @torch.no_grad()
+    def gt_loss(self, student: BaseSegmentor, batch: dict, task: TaskLoss) -> Tensor:
+        """The head's own loss on a batch of a loader, in the student's present mode (FIT-1).
+
+        The student predicts as in validation (sliding windows included), and images of any size
+        are compared with their labels where both are.
+
+        Args:
+            student: The student; the head should be the one that it predicts with.
+            batch: What the loader gives, with labels.
+            task: The head's loss.
+
+        Returns:
+            ``(2,)``: the sum over the valid pixels, and the sum of their weights.
+        """
+        batch = student.data_preprocessor(batch, False)
+        samples = batch['data_samples']
+        logits = student.inference(batch['inputs'], [sample.metainfo for sample in samples])
+        weight = None if task.class_weight is None else logits.new_tensor(task.class_weight).float()
+        total = logits.new_zeros(2, dtype=torch.float32)
+        for image, sample in zip(logits, samples, strict=True):
+            label = sample.gt_sem_seg.data.long()
+            image = _without_padding(image, sample.metainfo)[None].float()
+            if image.shape[2:] != label.shape[1:]:
+                image = F.interpolate(
+                    image, label.shape[1:], mode='bilinear', align_corners=self.head.align_corners
+                )
+            arguments = dict(ignore_index=self.head.ignore_index, weight=weight, reduction='sum')
+            valid = label[label != self.head.ignore_index]
+            total[0] += F.cross_entropy(image, label, **arguments)
+            total[1] += valid.numel() if weight is None else weight[valid].sum()
+        return total
+
+
+def _without_padding(image: Tensor, meta: dict) -> Tensor:
+    padding = meta.get('img_padding_size', meta.get('padding_size', (0, 0, 0, 0)))
+    left, right, top, bottom = padding
+    height, width = image.shape[1:]
+    return image[:, top : height - bottom, left : width - right]
 
 
 def _find_head(model: nn.Module, path: str, key: str) -> BaseDecodeHead:

@@ -72,10 +72,8 @@ def test_task_loss_mirrors_the_head():
 def test_task_loss_that_is_not_plain_is_refused(head):
     init_default_scope('mmseg')  # mmseg builds its samplers in the default scope
     pair = SegmentationUnits(*models(head, head), 'decode_head', 'decode_head', 'losses.a')
-    with pytest.raises(
-        ValueError, match='`fuse_task_loss=True` needs a head whose loss is one softm'
-    ):
-        pair.task_loss('fuse_task_loss')
+    with pytest.raises(ValueError, match='`model.fit` needs a head whose loss is one softmax'):
+        pair.task_loss('model.fit')
 
 
 @pytest.mark.parametrize(

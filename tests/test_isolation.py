@@ -3,7 +3,7 @@ import random
 import numpy as np
 import torch
 
-from mmdistill_ext.rng import isolated_rng
+from mmdistill_ext.isolation import isolated_rng
 
 
 def draw():

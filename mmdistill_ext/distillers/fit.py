@@ -1,0 +1,88 @@
+"""What a distillation with the fit loss knows besides its terms (FIT)."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from mmdistill_ext.distillers.fit_functions import ConstantFit
+from mmdistill_ext.functional import SPLITS
+from mmdistill_ext.functional.checks import check_choice, check_threshold
+from mmdistill_ext.registry import FIT_FUNCTIONS
+from mmdistill_ext.units.base import Split
+
+
+class Fit:
+    """Splits the losses and weighs the hard samples by F(x); the x comes from a ``FitHook``.
+
+    Args:
+        function: Config of the evaluation function, e.g. ``dict(type='ExponentialFit', b=10.0)``.
+        split: A sample is a ``'unit'`` (pixel) or an ``'image'`` (FIT-3).
+        threshold: With ``'image'``: share of units in (0, 1] that the teacher gets right in a
+            simple image.
+
+    Attributes:
+        error: The fitting error x; 0 until it is first measured.
+        watched: A hook measures x and takes the records; without one none are kept.
+
+    Raises:
+        ValueError: A value is out of its range.
+        KeyError: There is no such function.
+    """
+
+    def __init__(self, function: dict, split: str = 'unit', threshold: float = 0.9) -> None:
+        check_choice('fit.split', split, SPLITS)
+        check_threshold(threshold, 'fit.threshold')
+        if not isinstance(function, dict):
+            raise ValueError(
+                "`fit.function` should be a config such as dict(type='ExponentialFit'). "
+                f'Found {function!r}.'
+            )
+        try:
+            self.function = FIT_FUNCTIONS.build({'_scope_': FIT_FUNCTIONS.scope, **function})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'`fit.function`: {error}') from error
+        self.by = split
+        self.threshold = threshold
+        self.error = 0.0
+        self.watched = False
+        self._records: list[Tensor] = []
+
+    @property
+    def weight(self) -> float:
+        """F(x).
+
+        Raises:
+            ValueError: The function gives no number >= 0.
+        """
+        weight = self.function(self.error)
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(
+                f'`fit.function` should give a finite F(x) >= 0. Found {weight} from '
+                f'{self.function} at x={self.error}.'
+            )
+        return weight
+
+    def split(self) -> Split:
+        """How the losses of the next step are split.
+
+        Raises:
+            ValueError: Nothing measures x.
+        """
+        if not (self.watched or isinstance(self.function, ConstantFit)):
+            raise ValueError(
+                f'`fit.function`={self.function} needs the fitting error. Add '
+                "dict(type='mmdistill_ext.FitHook') to `custom_hooks`; found none."
+            )
+        return Split(self.by, self.threshold, self.weight)
+
+    def record(self, sums: Tensor) -> None:
+        """Keep the sums of one step, as they lie on the device."""
+        if self.watched:
+            self._records.append(sums.detach())
+
+    def pop_records(self) -> list[Tensor]:
+        """The sums since the last call, ``(4,)`` each (see ``PairLoss.pop_fit_sums``)."""
+        records, self._records = self._records, []
+        return records

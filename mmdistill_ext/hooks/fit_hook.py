@@ -1,0 +1,223 @@
+"""Measures the fitting error of a run with the fit loss."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from mmengine.dist import all_reduce, is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import AmpOptimWrapper
+from mmengine.runner import Runner, autocast
+from torch import nn
+from torch.utils.data import DataLoader
+
+from mmdistill_ext.hooks.fit_state import FitState
+from mmdistill_ext.hooks.start_check_hook import scan_labels
+from mmdistill_ext.hooks.teacher_share_hook import publish
+from mmdistill_ext.isolation import eval_mode, isolated_rng
+from mmdistill_ext.measurement import build_round_loader, find_pipeline, with_pipeline
+from mmdistill_ext.plots import plot_fit
+from mmdistill_ext.registry import HOOKS
+
+
+@HOOKS.register_module()
+class FitHook(Hook):
+    """Measures the GT losses whose difference is the fitting error x (FIT-2, FIT-6, FIT-7).
+
+    Every ``interval`` iterations the student, in eval mode and without gradient, is compared with
+    the labels of the next ``batches`` validation batches per process. The first GT loss comes from
+    the training steps themselves. Training notices nothing: no buffer, random number or data order
+    is touched.
+
+    Logs ``fit/error`` (x), ``fit/weight`` (F(x)), ``fit/train_gt_loss``, ``fit/val_gt_loss``,
+    ``fit/simple_share``, and ``fit/cost``, the share of the run's time that measuring took. Draws
+    them over training in ``<work_dir>/<time>/vis_data/fit.png``. Everything is in the checkpoint.
+
+    Args:
+        interval: Iterations between measurements (k).
+        batches: Batches per measurement and process (n).
+        window: Iterations that the running means go back; ``interval`` when not given.
+        dataloader: Where the second GT loss is measured; ``val_dataloader`` when not given. Its
+            sampler is replaced by one that goes round in random permutations.
+        measure_train: Measure the first GT loss in eval mode, too, on as many training images
+            under the validation's pipeline, and take that: so dropout, batch statistics and
+            augmentation do not pose as overfitting. Logged as ``fit/train_gt_loss_eval``.
+        check_labels: How many validation labels to look at before the start; 0 for none.
+
+    Raises:
+        ValueError: A value is out of range, there is no validation data or it has no labels, or
+            the model has no fit loss.
+    """
+
+    priority = 'NORMAL'  # before LoggerHook and CheckpointHook
+
+    def __init__(
+        self,
+        interval: int = 200,
+        batches: int = 8,
+        window: int | None = None,
+        dataloader: dict | None = None,
+        measure_train: bool = False,
+        check_labels: int = 100,
+    ) -> None:
+        window = interval if window is None else window
+        for name, value, least in (
+            ('interval', interval, 1),
+            ('batches', batches, 1),
+            ('window', window, 1),
+            ('check_labels', check_labels, 0),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f'`FitHook.{name}` should be an integer >= {least}. Found {value}.'
+                )
+        self.interval = interval
+        self.batches = batches
+        self.dataloader = dataloader
+        self.measure_train = measure_train
+        self.check_labels = check_labels
+        self.state = FitState(window)
+        self.loaders: dict[str, DataLoader] = {}
+        self._positions: dict[str, int] = {}
+        self._seconds = 0.0
+
+    def before_train(self, runner: Runner) -> None:
+        """Build the loaders, try one batch of each, and go on from a checkpoint's state."""
+        self.distillation = getattr(_model(runner), 'distillation', None)
+        if self.distillation is None or self.distillation.fit is None:
+            raise ValueError(
+                '`FitHook` needs a model with the fit loss, e.g. model.fit='
+                "dict(function=dict(type='ExponentialFit')). Found none."
+            )
+        self.loaders = self._build_loaders(runner)
+        for name, loader in self.loaders.items():
+            loader.sampler.position = self._positions.get(name, 0)
+        self.distillation.fit.watched = True
+        self._apply()
+        self._start = perf_counter()
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Measure, when it is time."""
+        if not self.every_n_train_iters(runner, self.interval):
+            return
+        start = perf_counter()
+        step = runner.iter + 1
+        self._take_records()
+        for name, loader in self.loaders.items():
+            self.state.add_measured(name, step, self._measure(runner, loader))
+        try:
+            scalars = self.state.update()
+        except ValueError as error:
+            raise ValueError(f'FIT, iteration {step}: {error}') from error
+        self._apply()
+        scalars['weight'] = self.distillation.fit.weight
+        self.state.history.append(dict(iter=step, **scalars))
+        self._seconds += perf_counter() - start
+        scalars['cost'] = self._seconds / (perf_counter() - self._start)
+        publish(runner.message_hub, {f'train/fit/{name}': v for name, v in scalars.items()})
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Put the state into the checkpoint, and draw it."""
+        self._take_records()
+        positions = {name: loader.sampler.position for name, loader in self.loaders.items()}
+        checkpoint['fit'] = dict(positions=positions, **self.state.state_dict())
+        self._draw(runner)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Take the state out, when the run is resumed."""
+        if not runner._resume:
+            return
+        if 'fit' not in checkpoint:
+            print_log(
+                'The checkpoint has no state of the fit loss: its means start anew.',
+                logger='current',
+                level=logging.WARNING,
+            )
+            return
+        self._positions = checkpoint['fit']['positions']
+        self.state.load_state_dict(checkpoint['fit'])
+
+    def after_train(self, runner: Runner) -> None:
+        """Say what it cost, and show the picture."""
+        total = perf_counter() - self._start
+        print_log(
+            f'FIT: measuring took {self._seconds:.1f} s of {total:.1f} s '
+            f'({self._seconds / total:.1%} of the run).',
+            logger='current',
+        )
+        self._draw(runner, show=True)
+
+    def _build_loaders(self, runner: Runner) -> dict[str, DataLoader]:
+        key = 'val_dataloader' if self.dataloader is None else 'FitHook.dataloader'
+        cfg = runner.cfg.get(key) if self.dataloader is None else self.dataloader
+        loaders = {'val': build_round_loader(cfg, self.batches, runner.seed, key)}
+        self._check(runner, loaders['val'], key)
+        if self.measure_train:
+            train = runner.cfg.train_dataloader.dataset
+            cfg = {**cfg, 'dataset': with_pipeline(train, find_pipeline(cfg['dataset']))}
+            key = 'train_dataloader'
+            loaders['train'] = build_round_loader(cfg, self.batches, runner.seed, key)
+            self._check(runner, loaders['train'], key)
+        return loaders
+
+    def _check(self, runner: Runner, loader: DataLoader, key: str) -> None:
+        """A look at the labels, and one sample through the student."""
+        units, dataset = self.distillation.main_term.units, loader.dataset
+        with isolated_rng():
+            if not units.has_labels(dataset[0]):
+                raise ValueError(
+                    f'`{key}.dataset` should give labels to measure a GT loss on: its pipeline '
+                    'should load annotations. Found a sample without.'
+                )
+            if self.check_labels and is_main_process():
+                head = units.head
+                scan_labels(dataset, self.check_labels, head.num_classes, head.ignore_index, key)
+            self._sum(runner, [loader.collate_fn([dataset[0]])])
+
+    def _measure(self, runner: Runner, loader: DataLoader) -> list[float]:
+        """Sums of the loss and of its weights over the next round's batches of all ranks."""
+        sampler = loader.sampler
+        with isolated_rng(runner.seed + sampler.position):
+            sums = self._sum(runner, loader)
+        sampler.position += sampler.size
+        all_reduce(sums)
+        return sums.tolist()
+
+    def _sum(self, runner: Runner, batches) -> torch.Tensor:
+        model, term, wrapper = _model(runner), self.distillation.main_term, runner.optim_wrapper
+        amp = isinstance(wrapper, AmpOptimWrapper)
+        cast = dict(enabled=amp, dtype=wrapper.cast_dtype if amp else None)
+        with eval_mode(model), torch.no_grad(), autocast(**cast):
+            return sum(term.units.gt_loss(model, batch, term.task) for batch in batches)
+
+    def _take_records(self) -> None:
+        records = self.distillation.fit.pop_records()
+        if records:
+            self.state.add_steps(torch.stack(records).tolist())
+
+    def _apply(self) -> None:
+        if self.state.error is not None:
+            self.distillation.fit.error = self.state.error
+
+    def _draw(self, runner: Runner, show: bool = False) -> None:
+        if not (self.state.history and is_main_process()):
+            return
+        path = Path(runner.log_dir, 'vis_data', 'fit.png')
+        image = plot_fit(self.state.history, path)
+        if show:
+            runner.visualizer.add_image('fit', image, runner.iter)
+
+
+def _model(runner: Runner) -> nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model

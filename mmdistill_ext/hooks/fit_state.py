@@ -1,0 +1,76 @@
+"""The running means behind the fitting error, and what is said about them (FIT-2, FIT-7)."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from mmdistill_ext.functional import fitting_error
+
+
+class FitState:
+    """Sums over the last ``window`` iterations, and the history of what came out.
+
+    All numbers are sums over all ranks, so every rank has the same state.
+
+    Args:
+        window: Iterations, >= 1.
+
+    Attributes:
+        error: ``x``; None until both losses are known.
+        history: One dict per measurement, ``iter`` and the scalars.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.train: deque[list[float]] = deque(maxlen=window)
+        self.measured: dict[str, list[list[float]]] = {'val': [], 'train': []}
+        self.error: float | None = None
+        self.history: list[dict[str, float]] = []
+
+    def add_steps(self, steps: list[list[float]]) -> None:
+        """Take in training steps: task loss, its weights, simple samples, valid samples."""
+        self.train.extend(steps)
+
+    def add_measured(self, kind: str, iteration: int, sums: list[float]) -> None:
+        """Take in a measurement in eval mode on ``'val'`` or ``'train'`` data: loss, weights."""
+        kept = [row for row in self.measured[kind] if row[0] > iteration - self.window]
+        self.measured[kind] = [*kept, [iteration, *sums]]
+
+    def update(self) -> dict[str, float]:
+        """Work out the fitting error anew where both losses have samples.
+
+        Returns:
+            Those of ``train_gt_loss``, ``train_gt_loss_eval``, ``val_gt_loss``, ``error`` and
+            ``simple_share`` that there are samples for.
+
+        Raises:
+            ValueError: A loss is not finite.
+        """
+        means = dict(
+            train_gt_loss=_mean(self.train, 0, 1),
+            train_gt_loss_eval=_mean(self.measured['train'], 1, 2),
+            val_gt_loss=_mean(self.measured['val'], 1, 2),
+            simple_share=_mean(self.train, 2, 3),
+        )
+        own = 'train_gt_loss' if means['train_gt_loss_eval'] is None else 'train_gt_loss_eval'
+        if means[own] is not None and means['val_gt_loss'] is not None:
+            self.error = means['error'] = fitting_error(means[own], means['val_gt_loss'])
+        return {name: value for name, value in means.items() if value is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers."""
+        return dict(
+            train=list(self.train), measured=self.measured, error=self.error, history=self.history
+        )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.train = deque(state['train'], maxlen=self.window)
+        self.measured, self.error = state['measured'], state['error']
+        self.history = state['history']
+
+
+def _mean(rows, total: int, weight: int) -> float | None:
+    weights = sum(row[weight] for row in rows)
+    return sum(row[total] for row in rows) / weights if weights else None
