@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -52,6 +51,7 @@ def draw_losses(axes: Axes, history: Sequence[dict[str, float]]) -> None:
     _line(axes, history, 'train_gt_loss', COLORS['train'], 'training, as trained')
     _line(axes, history, 'train_gt_loss_eval', COLORS['train'], 'training, eval mode', ls='--')
     _line(axes, history, 'val_gt_loss', COLORS['val'], 'validation, eval mode')
+    axes.margins(y=0.1)
     axes.set(ylabel='GT loss per unit', ylim=(0, None))
     axes.legend(loc='best', fontsize=8, frameon=False)
 

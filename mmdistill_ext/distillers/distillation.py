@@ -16,7 +16,6 @@ from mmdistill_ext.registry import MODELS
 from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.base import TaskLoss
 
-
 SUMMED = ('l_soft', 'l_hard')
 """Scalars to which every term on a head adds its share."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .checks import check_base, check_choice, check_same_classes, check_same_size, check_threshold

@@ -13,8 +13,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmdistill_ext.registry import HOOKS
 from mmdistill_ext.isolation import isolated_rng
+from mmdistill_ext.registry import HOOKS
 
 
 @HOOKS.register_module()
