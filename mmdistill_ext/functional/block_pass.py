@@ -166,7 +166,8 @@ class BlockPass:
         for gradient in filter(lambda gradient: gradient is not None, gradients):
             hard = hard.view(-1, *[1] * (gradient.ndim - 1))
             if self.hard_weight:
-                gradient.mul_(torch.where(hard, self.hard_weight, 1.0).to(gradient))
+                one = gradient.new_ones(())
+                gradient.mul_(torch.where(hard, one * self.hard_weight, one))
             else:
                 gradient.masked_fill_(hard, 0)
 
@@ -200,7 +201,7 @@ class BlockPass:
         units = (attached.detach() * weight).masked_fill_(weight == 0, 0)
         if gradient is not None:
             if simple is not None:
-                weight = weight * torch.where(simple, 1.0, self.hard_weight).to(weight)
+                weight = torch.where(simple, weight, weight * self.hard_weight)
             (upstream,) = torch.autograd.grad(attached, logits, weight)
             # A mask over the block would cost as much as the loss. Instead every NaN is cleared,
             # then units that count and have no finite loss get theirs back.
