@@ -1,0 +1,85 @@
+"""A training step with the fit loss against the same step with plain distillation.
+
+PSPNet R50 -> R18 of mmsegmentation, 19 classes, optimizer included, the measurement of the
+validation loss excluded. Weights are random, so the teacher is wrong almost everywhere: time and
+memory do not depend on it.
+
+Usage: python benchmarks/fit_step.py [--size 2 256 512] [--json benchmarks/results/x.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+from pathlib import Path
+
+import torch
+from common import MIB, alternate, environment, extra_peak_bytes, write_json
+from distillation_step import model_cfg, raw_batch
+from mmengine.optim import OptimWrapper
+
+from mmdistill_ext.distillers.build import build_model
+from mmdistill_ext.distillers.teacher_student import build_teacher_student
+
+HALF = dict(type='ConstantFit', c=0.5)
+SIDES = {
+    'KD': dict(),
+    'KD, fused task loss': dict(fuse_task_loss=True),
+    'FIT by pixel': dict(fit=dict(function=HALF, split='unit')),
+    'FIT by image': dict(fit=dict(function=HALF, split='image', threshold=0.9)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--size', type=int, nargs=3, default=(2, 256, 512), metavar=('B', 'H', 'W'))
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--repeats', type=int, default=9)
+    parser.add_argument('--json', help='write the result there')
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    torch.manual_seed(0)
+
+    student, teacher = model_cfg('r18'), model_cfg('r50')
+    student.data_preprocessor.size = teacher.data_preprocessor.size = tuple(args.size[1:])
+    losses = dict(kd=dict(type='KDLoss', temperature=2.0))
+    batch, sides = raw_batch(*args.size), {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, 'teacher.pth'))
+        torch.save(dict(state_dict=build_model(teacher).state_dict()), path)
+        for name, options in SIDES.items():
+            spec = dict(model=teacher, checkpoint=path)
+            model = build_teacher_student(student, spec, losses, **options).to(device).train()
+            optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9))
+            sides[name] = lambda m=model, o=optimizer: m.train_step(copy.deepcopy(batch), o)
+
+    times = alternate(sides, device, args.repeats)
+    peaks = {name: extra_peak_bytes(side, device) for name, side in sides.items()}
+    base, ratios = 'KD, fused task loss', {}
+    print('| side | time (median, least to largest) | / KD, fused | extra peak | / KD, fused |')
+    print('|---|---|---|---|---|')
+    for name, found in times.items():
+        time, peak = found['median'] / times[base]['median'], peaks[name] / peaks[base]
+        ratios[name] = dict(time=time, memory=peak)
+        spread = f'{found["least"]:.3f} to {found["largest"]:.3f}'
+        print(
+            f'| {name} | {found["median"]:.3f} s ({spread}) | {time:.3f} | '
+            f'{peaks[name] / MIB:.0f} MiB | {peak:.3f} |'
+        )
+    write_json(
+        args.json,
+        dict(
+            size=list(args.size),
+            times=times,
+            extra_peak_bytes=peaks,
+            ratios=ratios,
+            environment=environment(device),
+        ),
+    )
+
+
+if __name__ == '__main__':
+    main()
