@@ -48,9 +48,10 @@ class RoundSampler(Sampler):
 
 
 def build_round_loader(cfg: dict, batches: int, seed: int | None, key: str) -> DataLoader:
-    """Build a loader whose every iteration is the next round of ``batches`` batches per rank.
+    """Build a loader that goes through ``batches`` batches per rank, from its sampler's position.
 
-    Building it draws no random number from the training's generators.
+    Whoever used a round moves the position on, by the sampler's ``size``. Building the loader draws
+    no random number from the training's generators.
 
     Args:
         cfg: A loader's config, such as ``val_dataloader``; its sampler is replaced.
@@ -68,14 +69,23 @@ def build_round_loader(cfg: dict, batches: int, seed: int | None, key: str) -> D
     cfg.pop('drop_last', None)
     size = batches * cfg.get('batch_size', 1) * get_world_size()
     cfg.sampler = dict(type=_sampler, size=size, key=key)
-    with isolated_rng():
-        return Runner.build_dataloader(cfg, seed=seed)
+    try:
+        with isolated_rng():
+            return Runner.build_dataloader(cfg, seed=seed)
+    except ValueError as error:
+        if 'need at least one array' in str(error):  # what mmengine makes of an empty folder
+            raise _empty(key) from error
+        raise
 
 
 def _sampler(dataset: Dataset, size: int, key: str, seed: int | None) -> RoundSampler:
     if len(dataset) == 0:
-        raise ValueError(f'`{key}.dataset` should have at least one sample. Found none.')
+        raise _empty(key)
     return RoundSampler(dataset, size, seed)
+
+
+def _empty(key: str) -> ValueError:
+    return ValueError(f'`{key}.dataset` should have at least one sample. Found none.')
 
 
 def with_pipeline(dataset: dict, pipeline: list) -> dict:
@@ -94,4 +104,6 @@ def find_pipeline(dataset: dict) -> list:
     """The pipeline of the (first) data set inside any wrappers."""
     while 'pipeline' not in dataset and ('dataset' in dataset or 'datasets' in dataset):
         dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
+    if 'pipeline' not in dataset:
+        raise ValueError(f'A data set should have a `pipeline`. Found none in {dataset!r}.')
     return dataset['pipeline']

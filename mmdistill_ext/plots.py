@@ -36,9 +36,9 @@ def plot_fit(history: Sequence[dict[str, float]], path: str | os.PathLike) -> np
     _line(weight, history, 'weight', COLORS['weight'], 'F(x), weight of hard samples')
     _line(weight, history, 'simple_share', COLORS['share'], 'share of simple samples')
     weight.set(xlabel='iteration', ylim=(0, None))
-    for axes in (error, weight):
-        axes.legend(loc='best', fontsize=8, frameon=False)
     for axes in (losses, error, weight):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc='best', fontsize=8, frameon=False)
         axes.grid(color='#eeeeee')
         axes.spines[['top', 'right']].set_visible(False)
     canvas.draw()
@@ -53,7 +53,6 @@ def draw_losses(axes: Axes, history: Sequence[dict[str, float]]) -> None:
     _line(axes, history, 'val_gt_loss', COLORS['val'], 'validation, eval mode')
     axes.margins(y=0.1)
     axes.set(ylabel='GT loss per unit', ylim=(0, None))
-    axes.legend(loc='best', fontsize=8, frameon=False)
 
 
 def _line(axes: Axes, history: Sequence[dict], key: str, color: str, label: str, ls='-') -> None:

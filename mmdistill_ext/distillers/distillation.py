@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
-from mmdistill_ext.distillers.fit import Fit
+from mmdistill_ext.distillers.fit import build_fit
 from mmdistill_ext.distillers.schedule import Schedule
 from mmdistill_ext.distillers.teacher import Teacher
 from mmdistill_ext.functional.checks import check_labels
@@ -63,11 +63,11 @@ class Distillation:
             raise ValueError('`losses` should name at least one loss. Found none.')
         self.teacher = Teacher(**teacher)
         self.teacher.match_input(student)
-        fuse = 'fit' if fit else 'fuse_task_loss=True' if fuse_task_loss else None
+        fuse = 'fit' if fit is not None else 'fuse_task_loss=True' if fuse_task_loss else None
         self.terms = [
             self._build_term(student, name, dict(cfg), units, fuse) for name, cfg in losses.items()
         ]
-        self.fit = None if fit is None else Fit(**fit)
+        self.fit = None if fit is None else build_fit(fit)
         if self.fit is not None:
             check_task(self.main_term)
         self.classes: tuple[str, ...] = self.teacher.classes or tuple(

@@ -34,7 +34,7 @@ class Fit:
     def __init__(self, function: dict, split: str = 'unit', threshold: float = 0.9) -> None:
         check_choice('fit.split', split, SPLITS)
         check_threshold(threshold, 'fit.threshold')
-        if not isinstance(function, dict):
+        if not isinstance(function, dict) or 'type' not in function:
             raise ValueError(
                 "`fit.function` should be a config such as dict(type='ExponentialFit'). "
                 f'Found {function!r}.'
@@ -56,10 +56,14 @@ class Fit:
         Raises:
             ValueError: The function gives no number >= 0.
         """
-        weight = self.function(self.error)
+        found = self.function(self.error)
+        try:
+            weight = float(found)
+        except (TypeError, ValueError):
+            weight = math.nan
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(
-                f'`fit.function` should give a finite F(x) >= 0. Found {weight} from '
+                f'`fit.function` should give a finite F(x) >= 0. Found {found!r} from '
                 f'{self.function} at x={self.error}.'
             )
         return weight
@@ -86,3 +90,18 @@ class Fit:
         """The sums since the last call, ``(4,)`` each (see ``PairLoss.pop_fit_sums``)."""
         records, self._records = self._records, []
         return records
+
+
+def build_fit(cfg: dict) -> Fit:
+    """Build it from the config key ``fit``.
+
+    Raises:
+        ValueError: The config is no dict of :class:`Fit`'s arguments, or a value is impossible.
+    """
+    try:
+        return Fit(**cfg)
+    except TypeError as error:
+        raise ValueError(
+            "`fit` should be a config such as dict(function=dict(type='ExponentialFit'), "
+            f"split='unit'). Found {cfg!r}: {error}"
+        ) from error

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .block_readers import CoarseLogits, FullLogits, Reading
-from .fit import simple_units
+from .fit import is_simple, simple_units
 from .selective import select_units, unit_difference, unit_distillation
 
 
@@ -73,7 +73,7 @@ class BlockPass:
         self.task_parts = new((images, 2), dtype=dtype)
         self.distill_weight = new((), dtype=dtype)
         self.correct = new((), dtype=torch.int64)
-        self.simple = new((images, 2), dtype=dtype)  # units that the teacher gets right; valid ones
+        self.simple = new((images, 2), dtype=torch.int64)  # units: the teacher right; valid
         self.wins = new(self.target.shape, dtype=torch.bool)
         self.histogram = new(2 * self.classes + 1, dtype=torch.int64)  # void, lost, won
         wanted = (self.differentiate, self.differentiate and self.task)
@@ -157,10 +157,10 @@ class BlockPass:
     def _split_images(self, gradients: list[Tensor | None]) -> None:
         """Move what belongs to hard images into the second part, and scale their gradients."""
         right, valid = self.simple.unbind(1)
-        hard = right < self.threshold * valid
+        hard = ~is_simple(right, valid, self.threshold)
         for parts in (self.distill_parts, self.task_parts):
             parts.copy_(torch.where(hard.unsqueeze(1), parts.flip(1), parts))
-        self.simple = torch.stack((~hard & (valid > 0), valid > 0), dim=1).to(right)
+        self.simple = torch.stack((~hard & (valid > 0), valid > 0), dim=1).long()
         if self.hard_weight == 1:
             return
         for gradient in filter(lambda gradient: gradient is not None, gradients):

@@ -21,6 +21,7 @@ from .checks import (
     check_difference,
     check_distance,
     check_factor,
+    check_images,
     check_logits,
     check_same_classes,
     check_temperature,
@@ -49,7 +50,7 @@ class BlockwiseResult:
         distill_parts: ``(2,)``, the distillation's sum over simple and over hard units, without
             ``hard_weight`` and without gradient; if split.
         task_parts: ``(2,)``, the same of the task's.
-        simple: ``(2,)``, number of simple samples and of all valid ones; if split.
+        simple: ``(2,)`` int64, number of simple samples and of all valid ones; if split.
     """
 
     distill_sum: Tensor
@@ -138,6 +139,8 @@ def blockwise_distillation(
         check_choice('split', split, SPLITS)
         check_threshold(threshold)
         check_factor('hard_weight', hard_weight)
+        if split == 'image':
+            check_images(target)
     if isinstance(selection, str):
         check_choice('selection', selection, tuple(SELECTIONS))
         selection = SELECTIONS[selection]

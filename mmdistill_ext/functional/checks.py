@@ -25,10 +25,7 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 def check_temperature(temperature: float) -> None:
     """Raise ``ValueError`` unless the temperature is a finite number above 0."""
-    if not _is_number(temperature) or temperature <= 0:
-        raise ValueError(
-            f'`temperature` should be a finite number > 0. Found temperature={temperature!r}.'
-        )
+    check_positive('temperature', temperature)
 
 
 def check_base(b: float) -> None:
@@ -41,6 +38,21 @@ def check_threshold(threshold: float, name: str = 'threshold') -> None:
     """Raise ``ValueError`` unless the threshold is in (0, 1]."""
     if not _is_number(threshold) or not 0 < threshold <= 1:
         raise ValueError(f'`{name}` should be in (0, 1]. Found {name}={threshold!r}.')
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ``ValueError`` unless the value is a finite number above 0."""
+    if not _is_number(value) or value <= 0:
+        raise ValueError(f'`{name}` should be a finite number > 0. Found {name}={value!r}.')
+
+
+def check_images(target: Tensor) -> None:
+    """Raise ``ValueError`` unless every image has units to be split by."""
+    if target.ndim < 2:
+        raise ValueError(
+            "`split='image'` needs images of units, labels (B, ...). Found labels of shape "
+            f"{tuple(target.shape)}: use split='unit'."
+        )
 
 
 def check_factor(name: str, value: float) -> None:

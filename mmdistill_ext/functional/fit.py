@@ -13,7 +13,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .checks import check_base, check_choice, check_same_classes, check_same_size, check_threshold
+from .checks import (
+    check_base,
+    check_choice,
+    check_factor,
+    check_images,
+    check_positive,
+    check_same_classes,
+    check_same_size,
+    check_threshold,
+)
 from .selective import full_precision, unit_difference, unit_distillation
 
 __all__ = [
@@ -53,14 +62,13 @@ def exponential_fit(x: float, b: float = 10.0, f_max: float = 2.0) -> float:
     Args:
         x: Fitting error.
         b: Base, > 1: the larger, the faster F falls when overfitting shows.
-        f_max: Upper bound, > 0.
+        f_max: Upper bound, finite and > 0.
 
     Raises:
         ValueError: ``b`` is not above 1 or ``f_max`` not above 0.
     """
     check_base(b)
-    if not f_max > 0:
-        raise ValueError(f'`f_max` should be > 0. Found f_max={f_max!r}.')
+    check_positive('f_max', f_max)
     return math.exp(x * math.log(b)) if x * math.log(b) < math.log(f_max) else float(f_max)
 
 
@@ -96,7 +104,8 @@ def simple_units(teacher: Tensor, target: Tensor, ignore_index: int = 255) -> Te
     valid = target != ignore_index
     label = target.long().where(valid, 0)
     if teacher.shape[1] == 1:
-        return ((teacher.squeeze(1) > 0) == (label == 1)) & valid
+        logit = teacher.squeeze(1)
+        return ((logit > 0) == (label == 1)) & ~logit.isnan() & valid
     return (teacher.gather(1, label.unsqueeze(1)).squeeze(1) == teacher.amax(1)) & valid
 
 
@@ -115,11 +124,17 @@ def simple_images(
         ``(B,)`` bool; True for an image without a valid unit.
 
     Raises:
-        ValueError: The threshold is outside (0, 1].
+        ValueError: The threshold is outside (0, 1], or an image is a single unit ``(B, C)``.
     """
     check_threshold(threshold)
+    check_images(target)
     right = simple_units(teacher, target, ignore_index).flatten(1).sum(1)
-    return right >= threshold * (target != ignore_index).flatten(1).sum(1)
+    return is_simple(right, (target != ignore_index).flatten(1).sum(1), threshold)
+
+
+def is_simple(right: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    """Whether images with so many right units among so many valid ones are simple."""
+    return (right.double() / valid.double() >= threshold) | (valid == 0)
 
 
 class FitParts(NamedTuple):
@@ -154,7 +169,7 @@ def fit_parts(
         distance: What is distilled, see
             :func:`~mmdistill_ext.functional.selective.unit_distillation`.
         temperature: > 0.
-        weight: Factor of the distillation.
+        weight: Factor of the distillation, >= 0.
         ignore_index: Label of units that are not valid.
 
     Returns:
@@ -170,6 +185,8 @@ def fit_parts(
         FitParts(soft=tensor(0.3466), hard=tensor(0.3466))
     """
     check_choice('split', split, SPLITS)
+    check_threshold(threshold)
+    check_factor('weight', weight)
     check_same_classes(student, teacher)
     check_same_size('student', student, target)
     valid = target != ignore_index

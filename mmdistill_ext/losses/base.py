@@ -176,7 +176,7 @@ class PairLoss(nn.Module):
         sums = total[None].clone()
         if units.split is not None and units.task is not None:
             gt_sum, gt_weight = result.task_parts.sum(), task_weight(result, units.task)
-            sums = torch.cat((sums, torch.stack((gt_sum, gt_weight)), result.simple))
+            sums = torch.cat((sums, torch.stack((gt_sum, gt_weight)), result.simple.to(sums)))
         all_reduce(sums)
         if len(sums) > 1:
             self._fit_sums = sums[1:]
