@@ -35,13 +35,16 @@ class FitHook(Hook):
     is touched.
 
     Logs ``fit/error`` (x), ``fit/weight`` (F(x)), ``fit/train_gt_loss``, ``fit/val_gt_loss``,
-    ``fit/simple_share``, and ``fit/cost``, the share of the run's time that measuring took. Draws
-    them over training in ``<work_dir>/<time>/vis_data/fit.png``. Everything is in the checkpoint.
+    ``fit/simple_share``, and ``fit/cost``, the share of the time since the start (or resumption)
+    that measuring took; draws them in ``<work_dir>/<time>/vis_data/fit.png``. All state is in the
+    checkpoint.
 
     Args:
         interval: Iterations between measurements (k).
         batches: Batches per measurement and process (n).
         window: Iterations that the running means go back; ``interval`` when not given.
+        begin: Iterations at the start of the run that are left out; x is 0 until then. In a run
+            from scratch the statistics of BatchNorm have to settle before eval mode means anything.
         dataloader: Where the second GT loss is measured; ``val_dataloader`` when not given. Its
             sampler is replaced by one that goes round in random permutations.
         measure_train: Measure the first GT loss in eval mode, too, on as many training images
@@ -61,6 +64,7 @@ class FitHook(Hook):
         interval: int = 200,
         batches: int = 8,
         window: int | None = None,
+        begin: int = 0,
         dataloader: dict | None = None,
         measure_train: bool = False,
         check_labels: int = 100,
@@ -70,6 +74,7 @@ class FitHook(Hook):
             ('interval', interval, 1),
             ('batches', batches, 1),
             ('window', window, 1),
+            ('begin', begin, 0),
             ('check_labels', check_labels, 0),
         ):
             if not isinstance(value, int) or value < least:
@@ -78,6 +83,7 @@ class FitHook(Hook):
                 )
         self.interval = interval
         self.batches = batches
+        self.begin = begin
         self.dataloader = dataloader
         self.measure_train = measure_train
         self.check_labels = check_labels
@@ -109,10 +115,12 @@ class FitHook(Hook):
         outputs: dict | None = None,
     ) -> None:
         """Measure, when it is time."""
+        step, start = runner.iter + 1, perf_counter()
+        if step <= self.begin:
+            self.distillation.fit.pop_records()
+            return
         if not self.every_n_train_iters(runner, self.interval):
             return
-        start = perf_counter()
-        step = runner.iter + 1
         self._take_records()
         for name, loader in self.loaders.items():
             self.state.add_measured(name, step, self._measure(runner, loader))

@@ -11,7 +11,13 @@ import numpy as np
 matplotlib.use('svg')
 import matplotlib.pyplot as plt
 
-COLORS = dict(teacher='#111827', student='#7c8798', student_kd='#c2548d', student_sel='#0a8f6c')
+COLORS = dict(
+    teacher='#111827',
+    student='#7c8798',
+    student_kd='#c2548d',
+    student_sel='#0a8f6c',
+    student_fit='#3b6fd4',
+)
 STYLE = {
     'font.size': 9,
     'axes.spines.top': False,
@@ -25,11 +31,14 @@ STYLE = {
 }
 
 
-def _svg(draw: Callable[[plt.Axes], None], size: tuple[float, float] = (5.2, 3.0)) -> str:
-    """Return what ``draw(axes)`` draws, as a data URI."""
+def _svg(*draw: Callable[[plt.Axes], None], size: tuple[float, float] = (5.2, 3.0)) -> str:
+    """Return what each ``draw(axes)`` draws, one below the other, as a data URI."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=size, layout='constrained')
-        draw(axes)
+        figure, axes = plt.subplots(
+            len(draw), figsize=size, layout='constrained', sharex=True, squeeze=False
+        )
+        for draw_one, row in zip(draw, axes[:, 0], strict=True):
+            draw_one(row)
         buffer = io.BytesIO()
         figure.savefig(buffer, format='svg', metadata={'Date': None})
         plt.close(figure)
@@ -37,7 +46,7 @@ def _svg(draw: Callable[[plt.Axes], None], size: tuple[float, float] = (5.2, 3.0
 
 
 def curves(series: list[tuple], ylabel: str, level: tuple | None = None) -> str:
-    """Draw values over iterations.
+    """Draw values >= 0 over iterations.
 
     Args:
         series: (label, colour, iterations, values) of each curve.
@@ -49,9 +58,7 @@ def curves(series: list[tuple], ylabel: str, level: tuple | None = None) -> str:
     """
 
     def draw(axes: plt.Axes) -> None:
-        for label, color, steps, values in series:
-            marker = 'o' if len(steps) < 12 else None
-            axes.plot(steps, values, color=color, label=label, lw=1.8, marker=marker, ms=4)
+        _lines(axes, series)
         if level:
             label, color, value = level
             axes.axhline(value, color=color, label=label, lw=1.2, ls=(0, (4, 3)))
@@ -59,6 +66,36 @@ def curves(series: list[tuple], ylabel: str, level: tuple | None = None) -> str:
         axes.legend(loc='best', fontsize=8)
 
     return _svg(draw)
+
+
+def signed_and_shares(signed: tuple, shares: list[tuple]) -> str:
+    """Draw a curve of either sign, and below it curves that start at 0, over the same iterations.
+
+    Args:
+        signed: (label, colour, iterations, values).
+        shares: The same, of each curve below.
+
+    Returns:
+        A data URI.
+    """
+
+    def above(axes: plt.Axes) -> None:
+        axes.axhline(0, color=STYLE['axes.edgecolor'], lw=1)
+        _lines(axes, [signed])
+        axes.legend(loc='best', fontsize=8)
+
+    def below(axes: plt.Axes) -> None:
+        _lines(axes, shares)
+        axes.set(xlabel='iteration', ylim=(0, None))
+        axes.legend(loc='best', fontsize=8)
+
+    return _svg(above, below)
+
+
+def _lines(axes: plt.Axes, series: list[tuple]) -> None:
+    for label, color, steps, values in series:
+        marker = 'o' if len(steps) < 12 else None
+        axes.plot(steps, values, color=color, label=label, lw=1.8, marker=marker, ms=4)
 
 
 def bars(names: list[str], values: list[float | None], color: str, ylabel: str) -> str:
@@ -75,6 +112,11 @@ def bars(names: list[str], values: list[float | None], color: str, ylabel: str) 
         axes.tick_params(axis='x', length=0, labelsize=8)
 
     return _svg(draw)
+
+
+def figure(picture: str, text: str) -> str:
+    """Return a picture with its caption."""
+    return f'<figure><img src="{picture}" alt="{text}"><figcaption>{text}</figcaption></figure>'
 
 
 def png(picture: np.ndarray) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from string import Template
 
 import cv2
-from figures import COLORS, bars, colored, curves, png
+from figures import COLORS, bars, colored, curves, figure, png
+from fit_section import fit_numbers, fit_state
 from mmengine.config import Config
 from results import VOID, Model, busy_seconds, curve, mean_iou, read_label, read_model, versions
 from steps import shown
@@ -22,8 +23,12 @@ NAMES = dict(
     student='Student alone',
     student_kd='Student, plain distillation',
     student_sel='Student, selective teacher',
+    student_fit='Student, fit loss',
 )
 STUDENTS = [name for name in NAMES if name != 'teacher']
+METHODS = dict(student_sel='the selective teacher (SEL)', student_fit='the fit loss (FIT)')
+RIVALS = dict(student_kd='plain distillation', student='the student alone')
+MARGIN = 3.0  # points of mIoU; one run cannot tell less apart
 SCENES_SHOWN = 6
 VOID_COLOR = (225, 225, 225)
 
@@ -46,6 +51,7 @@ def write_page(out: Path, records: dict[str, dict]) -> Path:
     text = Template(Path(__file__).with_name('page.html').read_text(encoding='utf-8')).substitute(
         verdict=verdict({name: models[name] for name in STUDENTS}, mixed),
         mixed=' and '.join(mixed),
+        margin=f'{MARGIN:.0f}',
         num_train=manifest['num_train'],
         num_val=manifest['num_val'],
         num_labelled=min(student.train_dataloader.dataset.indices, manifest['num_train']),
@@ -53,6 +59,8 @@ def write_page(out: Path, records: dict[str, dict]) -> Path:
         classes=class_table(models, meta.classes, mixed),
         curves=learning_curves(models),
         shares=teacher_shares(out, models['student_sel'], meta.classes, mixed),
+        fit=fit_state(models['student_fit']),
+        fit_numbers=fit_numbers(models['student_fit']),
         legend=legend(meta),
         scenes=scene_table(out, meta),
         steps=step_table(records),
@@ -70,25 +78,38 @@ def verdict(models: dict[str, Model], mixed: list[str]) -> str:
     """Say what came out, whatever it was.
 
     Args:
-        models: Alone, plain distillation and selective teacher, in this order.
+        models: Name -> results, of every student.
         mixed: Classes that the teacher mixes up.
     """
-    alone, plain, selective = (model.miou for model in models.values())
-    numbers = (
-        f'mIoU {selective:.1f}, against {alone:.1f} alone and {plain:.1f} with plain distillation'
-    )
-    if selective > max(alone, plain):
-        first = f'The student with the selective teacher came out best: {numbers}.'
-    elif selective > plain:
-        first = (
-            f'The selective teacher beat plain distillation, but not the student alone: {numbers}.'
+    first = '; '.join(
+        f'{method} came out '
+        + ' and '.join(
+            f'{standing(models[name].miou - models[rival].miou)} {text}'
+            for rival, text in RIVALS.items()
         )
-    else:
-        first = f'The selective teacher did not beat plain distillation this time: {numbers}.'
-    alone, plain, selective = (mean_iou(model.iou, mixed) for model in models.values())
+        for name, method in METHODS.items()
+    )
+    mious = in_words([model.miou for model in models.values()])
+    mixed_ious = in_words([mean_iou(model.iou, mixed) for model in models.values()])
     return (
-        f'{first} On {" and ".join(mixed)}, which the teacher mixes up, the IoU is {alone:.1f} '
-        f'alone, {plain:.1f} with plain distillation and {selective:.1f} with the selective one.'
+        f'{first[0].upper()}{first[1:]}. The mIoU is {mious}. On {" and ".join(mixed)}, which the '
+        f'teacher mixes up, the IoU is {mixed_ious}.'
+    )
+
+
+def standing(difference: float) -> str:
+    """Say how a score stands to another, from their difference in points."""
+    if abs(difference) <= MARGIN:
+        return f'within {MARGIN:.0f} points of'
+    return f'{abs(difference):.1f} points {"above" if difference > 0 else "below"}'
+
+
+def in_words(scores: list[float]) -> str:
+    """Say the scores of the students, in the order of ``STUDENTS``."""
+    alone, plain, selective, fit = scores
+    return (
+        f'{alone:.1f} alone, {plain:.1f} with plain distillation, {selective:.1f} with SEL and '
+        f'{fit:.1f} with FIT'
     )
 
 
@@ -147,11 +168,6 @@ def class_table(models: dict[str, Model], classes: list[str], mixed: list[str]) 
     return table(header, rows, 'numbers')
 
 
-def figure(picture: str, text: str) -> str:
-    """Return a picture with its caption."""
-    return f'<figure><img src="{picture}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-
-
 def learning_curves(models: dict[str, Model]) -> str:
     """Return the pictures of validation mIoU and of the task loss over the iterations."""
 
@@ -159,7 +175,10 @@ def learning_curves(models: dict[str, Model]) -> str:
         return [(NAMES[n], COLORS[n], *curve(models[n].scalars, key)) for n in STUDENTS]
 
     level = ('Teacher, when finished', COLORS['teacher'], models['teacher'].miou)
-    text = 'Task loss on the labels (the distillation term is not in it)'
+    text = (
+        'Task loss on the labels (the distillation term is not in it; with FIT, hard pixels weigh '
+        'F(x))'
+    )
     return figure(curves(series('mIoU'), 'mIoU (%)', level), 'Validation mIoU') + figure(
         curves(series('decode.loss_ce'), 'cross-entropy'), text
     )

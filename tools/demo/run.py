@@ -1,6 +1,6 @@
-"""The demo: a student alone, with plain distillation and with a selective teacher (SEL).
+"""The demo: a student alone, with plain distillation, a selective teacher (SEL), a fit loss (FIT).
 
-Makes digit scenes, trains an imperfect teacher and three equal students, exports and tests them,
+Makes digit scenes, trains an imperfect teacher and four equal students, exports and tests them,
 and writes one page, ``work_dirs/demo/index.html``. Every step is a command that a user would type;
 its output is in ``logs/``. A finished step is not run again unless its command, a config or a
 step before it has changed.
@@ -25,7 +25,7 @@ from steps import Step, StepError, run_steps
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = Path('configs', 'demo')
 PLAIN = ('teacher', 'student')
-DISTILLED = ('student_kd', 'student_sel')
+DISTILLED = ('student_kd', 'student_sel', 'student_fit')
 QUICK = (
     'train_cfg.max_iters=4',
     'train_cfg.val_interval=2',
@@ -34,6 +34,7 @@ QUICK = (
     'train_dataloader.batch_size=2',
     'train_dataloader.dataset.indices=4',
 )
+QUICK_FIT = ('custom_hooks.0.interval=1', 'custom_hooks.0.begin=0')
 
 
 def plan(out: Path, quick: bool = False) -> list[Step]:
@@ -60,7 +61,9 @@ def plan(out: Path, quick: bool = False) -> list[Step]:
     def train(name: str) -> Step:
         args = [CONFIGS / f'{name}.py', '--work-dir', out / 'runs' / name]
         needs = ['scenes'] if name in PLAIN else ['train teacher']
-        return step('train', name, 'train.py', args, needs, () if name in PLAIN else teacher)
+        options = [] if name in PLAIN else teacher
+        options = [*options, *(QUICK_FIT if quick and name == 'student_fit' else ())]
+        return step('train', name, 'train.py', args, needs, options)
 
     def export(name: str) -> Step:
         args = [CONFIGS / f'{name}.py', out / 'runs' / name / f'iter_{iters}.pth']

@@ -1,5 +1,6 @@
 """The demo from end to end, in a handful of iterations, and what its page says."""
 
+import base64
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-MODELS = ('teacher', 'student', 'student_kd', 'student_sel')
+MODELS = ('teacher', 'student', 'student_kd', 'student_sel', 'student_fit')
 CLASSES = ['background', *'0123456789']
 
 
@@ -43,6 +44,22 @@ def modules(monkeypatch: pytest.MonkeyPatch):
     return page, results
 
 
+@pytest.fixture
+def fit_section(modules):
+    import fit_section
+
+    return fit_section
+
+
+def svg_texts(html: str) -> list[set[str]]:
+    """The texts in each SVG of a page; matplotlib writes them as comments beside the outlines."""
+    pictures = re.findall(r'data:image/svg\+xml;base64,([^"]*)', html)
+    return [
+        {text.strip() for text in re.findall(r'<!--(.*?)-->', base64.b64decode(data).decode())}
+        for data in pictures
+    ]
+
+
 def score_of(demo: Path, name: str) -> float:
     return json.loads(next((demo / 'tests' / name).glob('*/*.json')).read_text())['mIoU']
 
@@ -55,7 +72,7 @@ def test_the_page_is_one_file_with_every_result(demo: Path):
         'data:image/svg+xml;base64',
         'data:image/png;base64',
     }
-    assert html.count('data:image/png') == 4 * 7  # image, label, 4 predictions, mask of 4 scenes
+    assert html.count('data:image/png') == 4 * 8  # image, label, 5 predictions, mask of 4 scenes
     for name in MODELS:
         assert f'>{score_of(demo, name):.1f}<' in html
     for file in sorted((demo / 'steps').iterdir()):
@@ -71,11 +88,50 @@ def test_exported_students_score_as_when_training_ended(demo: Path, modules):
         assert model.miou == pytest.approx(results.mean_iou(model.iou, CLASSES), abs=0.02)
 
 
+def test_every_student_is_in_the_learning_curves(demo: Path, modules):
+    page, _ = modules
+    for texts in svg_texts((demo / 'index.html').read_text())[:2]:
+        assert {page.NAMES[name] for name in page.STUDENTS} <= texts
+
+
+def test_the_fit_state_is_shown_as_measured(demo: Path, modules, fit_section):
+    _, results = modules
+    model = results.read_model(demo, 'student_fit', CLASSES)
+    for key in ('error', 'weight', 'train_gt_loss_eval', 'val_gt_loss', 'simple_share', 'cost'):
+        assert results.curve(model.scalars, f'fit/{key}')[0] == [1, 2, 3, 4]
+    html = (demo / 'index.html').read_text()
+    assert fit_section.fit_numbers(model) in html
+    assert fit_section.fit_state(model) in html
+
+
+def test_fit_state_and_numbers(modules, fit_section):
+    _, results = modules
+    keys = ('error', 'weight', 'train_gt_loss', 'train_gt_loss_eval', 'val_gt_loss')
+    rows = [(20, 0.1, 1.26, 0.9, 0.8, 0.7), (40, -0.5, 0.32, 0.4, 0.3, 0.8), (60, -0.25, 0.56)]
+    scalars = [
+        dict(zip(('step', *(f'fit/{key}' for key in keys)), row, strict=False))
+        | {'fit/simple_share': 0.9375, 'fit/cost': 0.031}
+        for row in rows
+    ]
+    model = results.Model([{'step': 10}, *scalars], {}, 0.0, 0.0, 1.0)
+    assert fit_section.fit_numbers(model) == (
+        'In this run x lay between -0.500 and 0.100. At the end it was -0.250, F(x) was 0.56, and '
+        '93.8 % of the pixels were simple. The measurements begin with iteration 20, when the '
+        'running statistics of BatchNorm, with which the student is measured, have settled. '
+        "Measuring took 3.1 % of the training's time."
+    )
+    losses, state = svg_texts(fit_section.fit_state(model))
+    assert {'training scenes', 'validation scenes', 'cross-entropy per pixel'} <= losses
+    assert {'x = training - validation', 'share of simple pixels'} <= state
+    ticks = [text for text in state if text.startswith('\N{MINUS SIGN}')]
+    assert ticks, 'x is cut off at 0'
+
+
 def test_finished_steps_are_reused(demo: Path, tmp_path: Path):
     shutil.copytree(demo, tmp_path / 'before')
     said = run_demo(demo)
     steps = list((demo / 'steps').iterdir())
-    assert said.count('finished before') == len(steps) == 12
+    assert said.count('finished before') == len(steps) == 15
     for file in steps:
         assert file.read_text() == (tmp_path / 'before/steps' / file.name).read_text()
 
@@ -99,20 +155,31 @@ def test_busy_seconds_counts_side_by_side_once_and_breaks_not(modules):
 
 
 @pytest.mark.parametrize(
-    ('scores', 'said'),
+    ('scores', 'sel', 'fit'),
     [
-        ((50, 40, 60), 'came out best: mIoU 60.0, against 50.0 alone and 40.0'),
-        ((50, 40, 45), 'beat plain distillation, but not the student alone'),
-        ((30, 50, 45), 'did not beat plain distillation'),
-        ((50, 50, 50), 'did not beat plain distillation'),
+        (
+            (50, 40, 60, 36),
+            '20.0 points above plain distillation and 10.0 points above the student alone',
+            '4.0 points below plain distillation and 14.0 points below the student alone',
+        ),
+        (
+            (50, 48, 51, 46),
+            'within 3 points of plain distillation and within 3 points of the student alone',
+            'within 3 points of plain distillation and 4.0 points below the student alone',
+        ),
     ],
 )
-def test_the_verdict_says_what_happened(modules, scores: tuple, said: str):
+def test_the_verdict_says_what_happened(modules, scores: tuple, sel: str, fit: str):
     page, results = modules
     models = {
         name: results.Model([], {'8': score, '9': 0.0}, score, score, 1.0)
         for name, score in zip(page.STUDENTS, scores, strict=True)
     }
-    text = page.verdict(models, ['8', '9'])
-    assert said in text
-    assert f'the IoU is {scores[0] / 2:.1f} alone' in text
+    alone, plain, selective, fitted = scores
+    assert page.verdict(models, ['8', '9']) == (
+        f'The selective teacher (SEL) came out {sel}; the fit loss (FIT) came out {fit}. '
+        f'The mIoU is {alone:.1f} alone, {plain:.1f} with plain distillation, {selective:.1f} with '
+        f'SEL and {fitted:.1f} with FIT. On 8 and 9, which the teacher mixes up, the IoU is '
+        f'{alone / 2:.1f} alone, {plain / 2:.1f} with plain distillation, {selective / 2:.1f} with '
+        f'SEL and {fitted / 2:.1f} with FIT.'
+    )
