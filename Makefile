@@ -17,7 +17,7 @@ demo: python  ## Train on digit scenes, compare in work_dirs/demo/index.html. Co
 	@$(setup) --level basic
 	$(onedl) python tools/demo/run.py $(ARGS)
 
-test: python  ## Run the tests. The first call may compile mmcv's operators (13 to 19 minutes).
+test: python  ## Run the tests. The first call may compile mmcv's operators (10 to 20 minutes).
 	@$(setup)
 	$(onedl) python -m pytest $(ARGS)
 

@@ -141,7 +141,7 @@ def install_mmcv(env: Environment, level: str) -> None:
         built = env.pip(*arguments, '--no-binary', env.mmcv)
         env.must(built, f'{requirement} could not be installed.')
         return
-    say(f'{requirement}: none found, so compiling them (13 to 19 minutes on 2 cores)')
+    say(f'{requirement}: none found, so compiling them (10 to 20 minutes on 2 cores)')
     compile_mmcv(env, requirement, arguments)
 
 

@@ -1,4 +1,4 @@
-"""Draws the pictures in docs/images/. Usage: python docs/figures.py"""
+"""Draws the pictures in docs/images/: python docs/figures.py."""
 
 from __future__ import annotations
 

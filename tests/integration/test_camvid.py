@@ -17,6 +17,8 @@ CONFIGS = Path(__file__).parents[2] / 'configs'
     [
         ('kd/kd_fpn_r18_fpn_r18-w16_600_camvid-192x256.py', 'camvid_fpn-r18.pth'),
         ('selective/sel_fpn_r18_fpn_r18-w16_600_camvid-192x256.py', 'camvid_fpn-r18_weak.pth'),
+        ('fit/fit-kd_fpn_r18_fpn_r18-w16_600_camvid-192x256.py', 'camvid_fpn-r18.pth'),
+        ('fit/fit-sel_fpn_r18_fpn_r18-w16_1200_camvid13-192x256.py', 'camvid_fpn-r18_weak.pth'),
     ],
 )
 def test_trains_and_validates(config, teacher, data_root, models_root, tmp_path):
@@ -34,15 +36,24 @@ def test_trains_and_validates(config, teacher, data_root, models_root, tmp_path)
         'custom_hooks.0.check_labels': 20,
         'custom_hooks.1.interval': 1,
         'custom_hooks.2.interval': 2,
+        'custom_hooks.3.interval': 2,
+        'custom_hooks.3.check_labels': 5,
         'work_dir': str(tmp_path),
         'experiment_name': tmp_path.name,
     }
+    if not config.startswith('fit/'):
+        options = {k: v for k, v in options.items() if not k.startswith('custom_hooks.3')}
     cfg = cli.load_config(str(CONFIGS / config), options)
     runner = Runner.from_cfg(cfg)
     runner.train()
     history = {key: hist.current() for key, hist in runner.message_hub.log_scalars.items()}
     assert math.isfinite(history['train/loss'])
-    name = config[: config.index('/')].replace('selective', 'sel')
+    name = 'sel' if 'sel_' in config else 'kd'
     assert 0.5 < history[f'train/teacher_better/{name}'] <= 1  # an untrained student
     assert 0 <= history['val/mIoU'] < 50
+    if config.startswith('fit/'):
+        assert history['train/fit/error'] == pytest.approx(
+            history['train/fit/train_gt_loss_eval'] - history['train/fit/val_gt_loss']
+        )
+        assert 0.5 < history['train/fit/simple_share'] < 1  # a trained teacher
     assert len(list(tmp_path.glob('*/vis_data/contrast_masks/iter_2/*/*.png'))) == 4

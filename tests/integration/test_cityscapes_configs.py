@@ -17,6 +17,7 @@ CONFIGS = Path(__file__).parents[2] / 'configs'
 @pytest.mark.parametrize(
     'name',
     [
+        'fit/fit-kd_pspnet_r101_pspnet_r18_80k_cityscapes-512x1024.py',
         'kd/kd_pspnet_r101_pspnet_r18_80k_cityscapes-512x1024.py',
         'selective/sel_pspnet_r101_pspnet_r18_80k_cityscapes-512x1024.py',
     ],
@@ -29,6 +30,9 @@ def test_built_and_stepped(tmp_path, name):
     cfg.model.teacher.checkpoint = str(tmp_path / 'teacher.pth')
     cfg.model.student.pretrained = None
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
+    if model.distillation.fit is not None:
+        assert {'FitHook'} < {hook.type.split('.')[-1] for hook in cfg.custom_hooks}
+        model.distillation.fit.watched = True  # as that hook says
     labels = torch.randint(0, 19, (2, 64, 64))
     losses = model(torch.randn(2, 3, 64, 64), tiny_seg.samples(labels), mode='loss')
     total, log = model.parse_losses(losses)
