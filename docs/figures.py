@@ -36,7 +36,7 @@ def fit_functions() -> Figure:
     return figure
 
 
-def fit_camvid() -> Figure:
+def fit_camvid13() -> Figure:
     """The GT losses, x and F(x) of the runs on thirteen images, seed by seed."""
     scores = json.loads((ROOT / 'benchmarks/results/camvid13_fit_cpu.json').read_text())['scores']
     runs = {name: found for name, found in scores.items() if 'fit' in found[0]}
@@ -67,7 +67,7 @@ def _draw(axes, rows: list[dict], key: str, color: str, label: str | None) -> No
 
 
 if __name__ == '__main__':
-    for draw in (fit_functions, fit_camvid):
+    for draw in (fit_functions, fit_camvid13):
         path = ROOT / 'docs/images' / f'{draw.__name__}.svg'
         draw().savefig(path, format='svg', metadata={'Date': None})
         print(path.relative_to(ROOT))
