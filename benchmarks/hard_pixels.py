@@ -1,4 +1,4 @@
-"""What is hard in FIT: the pixels of the training images that the teacher gets wrong, class by class.
+"""What is hard in FIT: the pixels of the training images that the teacher gets wrong, by class.
 
 With checkpoints of students, their GT loss on training and on validation images too, in eval mode.
 
