@@ -142,6 +142,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = cli.load_config(args.config, args.cfg_options)
     if not is_distillation(cfg):
         raise ValueError(f"`config` should have a teacher and a student. Found '{args.config}'.")
+    if cfg.get('default_scope') == 'mmdet':
+        raise ValueError(
+            '`config` should be of segmenters: for detectors, whose units belong to the target '
+            f"assignment of the training, use `ContrastMaskHook`. Found '{args.config}'."
+        )
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     student = load_student(plain_config(cfg), args.checkpoint)[0].to(args.device)
     teacher = Teacher(**cfg.model.teacher).model.to(args.device)

@@ -81,15 +81,15 @@ class Distillation:
         key = f'losses.{name}'
         keys = ('weight', 'begin', 'warmup', 'stop')
         schedule = Schedule(**{k: cfg.pop(k) for k in keys if k in cfg}, key=key)
-        head = cfg.pop('head', 'decode_head')
-        teacher_head = cfg.pop('teacher_head', 'decode_head')
+        head = cfg.pop('head', units.default_head)
+        teacher_head = cfg.pop('teacher_head', units.default_head)
         cfg.setdefault('_scope_', MODELS.scope)
         try:
             loss = MODELS.build(cfg)
         except (TypeError, ValueError) as error:
             raise ValueError(f'`{key}`: {error}') from error
         pair = units(student, self.teacher.model, head, teacher_head, key)
-        loss.check(pair.num_classes, pair.sigmoid)
+        loss.check(pair.num_classes, pair.sigmoid, pair.background, pair.box_distances)
         return Term(name, loss, pair, schedule, pair.task_loss(fuse) if fuse else None)
 
     @property
@@ -139,7 +139,7 @@ class Distillation:
             return student_loss(inputs, data_samples, mode='loss')
         heads = list(dict.fromkeys(term.units.teacher_tap for term, _ in active))
         teacher_calls = self.teacher(inputs, data_samples, heads)
-        paths = {term.units.student_tap: term.units.student_tap for term, _ in active}
+        paths = {path: path for term, _ in active for path in term.units.student_taps}
         replace = {term.units.student_tap: _no_loss for term, _ in active if term.task}
         to_form = set(replace)  # heads whose own loss the next term on them forms
         split = self.fit.split() if self.fit else None
@@ -149,10 +149,11 @@ class Distillation:
                 pair = term.units
                 task = term.task if pair.student_tap in to_form else None
                 to_form.discard(pair.student_tap)
-                calls = taps[pair.student_tap], teacher_calls[pair.teacher_tap]
-                units = pair(*calls, data_samples, task, split)
+                calls = {path: taps[path] for path in pair.student_taps}
+                units = pair(calls, teacher_calls[pair.teacher_tap], data_samples, task, split)
                 if not self._labels_checked:
-                    check_labels(units.labels, pair.num_classes, units.ignore_index)
+                    count = pair.num_classes + pair.background
+                    check_labels(units.labels, count, units.ignore_index)
                 for key, value in term.loss(units, weight).items():
                     full = f'{pair.prefix}.{_rename(key, term.name)}'
                     shared = key in SUMMED and full in losses
@@ -189,4 +190,5 @@ def _no_loss(seg_logits: Tensor, batch_data_samples: list) -> dict:
 
 
 def _rename(key: str, name: str) -> str:
-    return f'loss_{name}' if key == 'loss' else key
+    """``loss`` -> ``loss_<name>``, ``loss_box`` -> ``loss_<name>_box``."""
+    return {'loss': f'loss_{name}', 'loss_box': f'loss_{name}_box'}.get(key, key)

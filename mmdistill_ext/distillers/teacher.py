@@ -89,9 +89,8 @@ class Teacher(nn.Module):
         self.flip_channels = _flips_channels(own) != _flips_channels(other)
         if self.flip_channels:
             student_mean, student_std = student_mean.flip(0), student_std.flip(0)
-        if self.flip_channels or not (
-            torch.equal(mean, student_mean) and torch.equal(std, student_std)
-        ):
+        same = torch.equal(mean, student_mean) and torch.equal(std, student_std)
+        if self.flip_channels or not same or _pad_value(own) != _pad_value(other):
             self.input_scale = student_std / std
             self.input_shift = (student_mean - mean) / std
 
@@ -126,15 +125,28 @@ class Teacher(nn.Module):
         if self.flip_channels:
             inputs = inputs.flip(1)
         inputs = inputs * self.input_scale + self.input_shift
+        value = _pad_value(self.model.data_preprocessor)
         for image, sample in zip(inputs, data_samples, strict=True):
-            left, right, top, bottom = sample.metainfo.get('padding_size', (0, 0, 0, 0))
+            left, right, top, bottom = _padding(image, sample.metainfo)
             height, width = image.shape[1:]
-            value = self.model.data_preprocessor.pad_val
             image[:, :, width - right :] = value
             image[:, height - bottom :] = value
             image[:, :, :left] = value
             image[:, :top] = value
         return inputs
+
+
+def _pad_value(preprocessor: nn.Module) -> float:
+    """What it pads with, by mmseg's name for it or by mmengine's."""
+    return getattr(preprocessor, 'pad_val', getattr(preprocessor, 'pad_value', 0))
+
+
+def _padding(image: Tensor, meta: dict) -> tuple[int, int, int, int]:
+    """Left, right, top, bottom, as mmseg notes it; mmdet pads to the right and at the bottom."""
+    if 'padding_size' in meta or 'img_shape' not in meta:
+        return meta.get('padding_size', (0, 0, 0, 0))
+    height, width = meta['img_shape'][:2]
+    return 0, image.shape[2] - width, 0, image.shape[1] - height
 
 
 def _flips_channels(preprocessor: nn.Module) -> bool:

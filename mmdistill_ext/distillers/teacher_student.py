@@ -8,7 +8,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from mmdistill_ext.compat import require_framework
+from mmdistill_ext.compat import has_framework
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
 from mmdistill_ext.distillers.distillation import Distillation
 from mmdistill_ext.registry import MODELS
@@ -87,13 +87,22 @@ def build_teacher_student(
 
 
 def _units_for(model: BaseModel) -> type:
-    require_framework('mmseg', 'TeacherStudentDistiller')
-    from mmseg.models.segmentors import BaseSegmentor
+    """The class that pairs the heads of such a model's framework."""
+    if has_framework('mmseg'):
+        from mmseg.models.segmentors import BaseSegmentor
 
-    from mmdistill_ext.units.segmentation import SegmentationUnits
+        if isinstance(model, BaseSegmentor):
+            from mmdistill_ext.units.segmentation import SegmentationUnits
 
-    if not isinstance(model, BaseSegmentor):
-        raise ValueError(
-            f'`student` should be a segmentor of mmsegmentation. Found {type(model).__name__}.'
-        )
-    return SegmentationUnits
+            return SegmentationUnits
+    if has_framework('mmdet'):
+        from mmdet.models.detectors import SingleStageDetector
+
+        if isinstance(model, SingleStageDetector):
+            from mmdistill_ext.units.dense_detection import DenseDetectionUnits
+
+            return DenseDetectionUnits
+    raise ValueError(
+        '`student` should be a segmentor of mmsegmentation or a single-stage detector of '
+        f'mmdetection. Found {type(model).__name__}.'
+    )

@@ -51,6 +51,8 @@ class BlockPass:
     teacher: FullLogits | CoarseLogits
     target: Tensor  # (B, units)
     classes: int
+    background: bool
+    extras: tuple[Tensor | None, Tensor | None]  # added to the differences of student, teacher
     selection: Selection
     difference: str
     distance: str
@@ -108,7 +110,8 @@ class BlockPass:
         student = self.student.read(image, start, stop, self.differentiate)
         teacher = self.teacher.read(image, start, stop).values
         labels = self.target[image : image + 1, start:stop].long()
-        block = self._compare(student.values, teacher, labels)
+        place = (slice(image, image + 1), slice(start, stop))
+        block = self._compare(student.values, teacher, labels, place)
         label = labels.where(block.valid, 0)
         self.wins[image, start:stop] = block.wins[0]
         bins = (1 + label + self.classes * block.wins).where(block.valid, 0)
@@ -139,10 +142,13 @@ class BlockPass:
             at_label = student.values.gather(1, label.unsqueeze(1)).squeeze(1)
             self.correct += ((at_label == student.values.amax(1)) & block.valid).sum()
 
-    def _compare(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Block:
+    def _compare(self, student: Tensor, teacher: Tensor, labels: Tensor, place: tuple) -> Block:
         valid = labels != self.ignore_index
-        second = unit_difference(student, labels, self.difference, self.ignore_index)
-        first = unit_difference(teacher, labels, self.difference, self.ignore_index)
+        kind = (self.difference, self.ignore_index, self.background)
+        second, first = (
+            unit_difference(logits, labels, *kind) + (0 if extra is None else extra[place])
+            for logits, extra in zip((student, teacher), self.extras, strict=True)
+        )
         return Block(second, first, select_units(first, second, valid), teacher, labels, valid)
 
     def _split(self, image: int, block: Block) -> Tensor | None:

@@ -20,6 +20,7 @@ from .checks import (
     check_class_weight,
     check_difference,
     check_distance,
+    check_extra,
     check_factor,
     check_images,
     check_logits,
@@ -30,7 +31,13 @@ from .checks import (
 )
 from .fit import SPLITS
 
-__all__ = ['SELECTIONS', 'Block', 'BlockwiseResult', 'Selection', 'blockwise_distillation']
+__all__ = [
+    'SELECTIONS',
+    'Block',
+    'BlockwiseResult',
+    'Selection',
+    'blockwise_distillation',
+]
 
 CPU_BLOCK_BYTES = 2**21
 DEVICE_BLOCK_BYTES = 2**25
@@ -75,6 +82,9 @@ def blockwise_distillation(
     temperature: float = 1.0,
     ignore_index: int = 255,
     class_weight: Tensor | None = None,
+    background: bool = False,
+    student_extra: Tensor | None = None,
+    teacher_extra: Tensor | None = None,
     student_align_corners: bool = False,
     teacher_align_corners: bool = False,
     task: bool = False,
@@ -106,6 +116,9 @@ def blockwise_distillation(
         temperature: > 0.
         ignore_index: Label of units that are not valid.
         class_weight: ``(classes,)``, >= 0, multiplies the weight of each unit by that of its label.
+        background: With ``difference='bce'``: the label ``C`` is background, as detectors have it.
+        student_extra: ``(B, ...)``, added to the student's difference (that of its box).
+        teacher_extra: The same of the teacher.
         student_align_corners: How the student's map is upsampled.
         teacher_align_corners: How the teacher's map is upsampled.
         task: Form the task's cross-entropy and the number of correct units too.
@@ -128,10 +141,12 @@ def blockwise_distillation(
     check_logits('teacher', teacher, target)
     check_same_classes(student, teacher)
     channels, size = student.shape[1], target.shape[1:]
-    check_difference(difference, channels)
+    check_difference(difference, channels, background)
+    check_extra('student_extra', student_extra, target)
+    check_extra('teacher_extra', teacher_extra, target)
     check_distance(distance, channels)
     check_temperature(temperature)
-    check_class_weight(class_weight, channels)
+    check_class_weight(class_weight, channels, background)
     if task:
         check_difference('ce', channels)
         check_class_weight(task_class_weight, channels)
@@ -151,7 +166,9 @@ def blockwise_distillation(
         student=logits_reader(student.detach(), size, student_align_corners, dtype),
         teacher=logits_reader(teacher.detach(), size, teacher_align_corners, dtype),
         target=target.flatten(1) if target.ndim > 1 else target[None],
-        classes=num_label_classes(channels),
+        classes=num_label_classes(channels, background),
+        background=background,
+        extras=(_flat(student_extra, target), _flat(teacher_extra, target)),
         selection=selection,
         difference=difference,
         distance=distance,
@@ -181,6 +198,13 @@ def blockwise_distillation(
         task_parts=block_pass.task_parts.sum(0) if split and task else None,
         simple=block_pass.simple.sum(0) if split else None,
     )
+
+
+def _flat(extra: Tensor | None, target: Tensor) -> Tensor | None:
+    """The extra differences as ``(B, units)``."""
+    if extra is None:
+        return None
+    return extra.detach().flatten(1) if target.ndim > 1 else extra.detach()[None]
 
 
 class _Sums(torch.autograd.Function):

@@ -12,9 +12,12 @@ DISTANCES = ('kl', 'reverse_kl', 'mse', 'bce')
 AVERAGES = ('selected', 'valid')
 
 
-def num_label_classes(channels: int) -> int:
-    """Number of label values of logits with so many channels: one channel is a binary head."""
-    return max(channels, 2)
+def num_label_classes(channels: int, background: bool = False) -> int:
+    """Number of label values of logits with so many channels.
+
+    With ``background`` there is one more than channels, else one channel is a binary head.
+    """
+    return channels + 1 if background else max(channels, 2)
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -66,9 +69,14 @@ def _is_number(value: object) -> bool:
     return number and math.isfinite(value)
 
 
-def check_difference(kind: str, channels: int) -> None:
+def check_difference(kind: str, channels: int, background: bool = False) -> None:
     """Raise ``ValueError`` unless the difference exists for logits with so many channels."""
     check_choice('difference', kind, DIFFERENCES)
+    if kind == 'ce' and background:
+        raise ValueError(
+            "`background=True` needs difference='bce': a softmax has a channel of its own for "
+            "background. Found difference='ce'."
+        )
     if kind == 'ce' and channels == 1:
         raise ValueError(
             "`difference='ce'` is 0 everywhere on logits with one channel: a binary head needs "
@@ -123,9 +131,20 @@ def check_same_classes(student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def check_class_weight(class_weight: Tensor | None, channels: int) -> None:
+def check_extra(name: str, extra: Tensor | None, target: Tensor) -> None:
+    """Raise ``ValueError`` unless there is one extra difference per unit."""
+    if extra is not None and extra.shape != target.shape:
+        raise ValueError(
+            f'`{name}` should have the shape of `target`, {tuple(target.shape)}. '
+            f'Found {tuple(extra.shape)}.'
+        )
+
+
+def check_class_weight(
+    class_weight: Tensor | None, channels: int, background: bool = False
+) -> None:
     """Raise ``ValueError`` unless there is one weight per class."""
-    expected = (num_label_classes(channels),)
+    expected = (num_label_classes(channels, background),)
     if class_weight is not None and tuple(class_weight.shape) != expected:
         raise ValueError(
             f'`class_weight` should hold one weight per class, shape {expected}. '

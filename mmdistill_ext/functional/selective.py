@@ -40,18 +40,24 @@ def full_precision(logits: Tensor) -> Tensor:
 
 
 def unit_difference(
-    logits: Tensor, target: Tensor, kind: str = 'ce', ignore_index: int = 255
+    logits: Tensor,
+    target: Tensor,
+    kind: str = 'ce',
+    ignore_index: int = 255,
+    background: bool = False,
 ) -> Tensor:
     """Difference between a prediction and its label, per unit (SEL-2).
 
-    ``ce``: ``-log softmax(x)_y``. ``bce``: ``sum_c BCE(sigmoid(x_c), [c = y])``; with one channel
-    the label is 0 (background) or 1 (foreground).
+    ``ce``: ``-log softmax(x)_y``. ``bce``: ``sum_c BCE(sigmoid(x_c), [c = y])``; the label ``C`` is
+    background, no class at all, as detectors have it. With one channel and labels of a binary
+    segmenter (``background=False``) it is 0 (background) or 1 (foreground).
 
     Args:
         logits: ``(B, C, ...)``.
         target: ``(B, ...)``, class indices or ``ignore_index``.
         kind: ``'ce'`` or ``'bce'``.
         ignore_index: Label of units that are not valid.
+        background: With ``bce``: labels go from 0 to ``C``, which is background.
 
     Returns:
         ``(B, ...)``, >= 0, and 0 (with gradient 0) on units that are not valid.
@@ -64,7 +70,7 @@ def unit_difference(
         tensor([[0.6931, 0.6931, 0.0000]])
     """
     check_same_size('logits', logits, target)
-    check_difference(kind, logits.shape[1])
+    check_difference(kind, logits.shape[1], background)
     logits, target = full_precision(logits), target.long()
     valid = target != ignore_index
     if logits.requires_grad:  # values are safe without; a gradient of 0 times NaN is not
@@ -72,7 +78,11 @@ def unit_difference(
     if kind == 'ce':
         return F.cross_entropy(logits, target, reduction='none', ignore_index=ignore_index)
     label = target.where(valid, 0).unsqueeze(1)
-    at_label = logits * label if logits.shape[1] == 1 else logits.gather(1, label)
+    if background:
+        at_label = logits.gather(1, label.clamp(max=logits.shape[1] - 1))
+        at_label = at_label.masked_fill(label == logits.shape[1], 0)
+    else:
+        at_label = logits * label if logits.shape[1] == 1 else logits.gather(1, label)
     return (F.softplus(logits).sum(1) - at_label.squeeze(1)).where(valid, 0)
 
 

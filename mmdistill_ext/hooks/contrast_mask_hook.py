@@ -99,11 +99,14 @@ class ContrastMaskHook(Hook):
             contrast = loss.pop_contrast()
             if contrast is None:  # the loss is not on yet, or no more
                 continue
-            masks = contrast_mask(*contrast, **self.values)[: self.max_images].cpu().numpy()
-            for i, (image, stem, mask) in enumerate(_unpadded(data_batch, masks)):
-                write_png(folder / name / f'{i}_{stem}.png', mask)
-                overlay = contrast_overlay(image, mask, self.values, self.alpha)
-                runner.visualizer.add_image(f'contrast_{name}_{i}', overlay, step)
+            for level, (wins, valid) in contrast.maps().items():
+                masks = contrast_mask(
+                    wins[: self.max_images], valid[: self.max_images], **self.values
+                )
+                for i, (image, stem, mask) in enumerate(_unpadded(data_batch, masks.cpu().numpy())):
+                    write_png(folder / name / f'{i}_{stem}{level}.png', mask)
+                    overlay = contrast_overlay(image, mask, self.values, self.alpha)
+                    runner.visualizer.add_image(f'contrast_{name}_{i}{level}', overlay, step)
 
 
 def _unpadded(data_batch: dict, masks: np.ndarray) -> Iterator[tuple[np.ndarray, str, np.ndarray]]:

@@ -189,8 +189,8 @@ class FitHook(Hook):
                     'should load annotations. Found a sample without.'
                 )
             if self.check_labels and is_main_process():
-                head = units.head
-                scan_labels(dataset, self.check_labels, head.num_classes, head.ignore_index, key)
+                classes, ignored = units.num_classes, units.ignore_index
+                scan_labels(dataset, self.check_labels, classes, ignored, key)
             self._sum(runner, [loader.collate_fn([dataset[0]])])
 
     def _measure(self, runner: Runner, loader: DataLoader) -> list[float]:

@@ -60,10 +60,10 @@ class StartCheckHook(Hook):
             )
         dataset = runner.train_dataloader.dataset
         check_class_order(distillation.teacher.classes, dataset.metainfo.get('classes'))
-        head = distillation.terms[0].units.head
+        units = distillation.terms[0].units
         with isolated_rng():
             if self.check_labels and is_main_process():
-                scan_labels(dataset, self.check_labels, head.num_classes, head.ignore_index)
+                scan_labels(dataset, self.check_labels, units.num_classes, units.ignore_index)
             if self.check_teacher:
                 scores = score_teacher(runner, distillation.teacher.model)
                 print_log(f'Teacher on the validation data: {scores}', logger='current')
@@ -105,28 +105,38 @@ def scan_labels(
         ValueError: A label is missing or has other values; the message names the file and ``key``.
     """
     for part in _datasets(dataset):
-        loaders = [t for t in part.pipeline.transforms if type(t).__name__ == 'LoadAnnotations']
-        step = max(1, len(part) // limit)
-        for index in range(0, len(part), step):
-            sample = part.get_data_info(index)
-            for loader in loaders:
-                try:
-                    sample = loader(sample)
-                except FileNotFoundError as error:
-                    raise ValueError(
-                        f'`{key}.dataset` should have a label for every image. Found none at '
-                        f"'{sample.get('seg_map_path')}'."
-                    ) from error
-            if 'gt_seg_map' not in sample:
-                return
-            values = np.unique(sample['gt_seg_map'])
+        for index in range(0, len(part), max(1, len(part) // limit)):
+            values, source = label_values(part, index, key)
             wrong = values[((values < 0) | (values >= num_classes)) & (values != ignore_index)]
             if wrong.size:
                 raise ValueError(
                     f'Labels should be in [0, {num_classes}) or {ignore_index} (ignored). Found '
-                    f"{wrong.tolist()} in '{sample['seg_map_path']}': check "
-                    f'`{key}.dataset` (reduce_zero_label, label_map) and `num_classes`.'
+                    f"{wrong.tolist()} in '{source}': check `{key}.dataset` (metainfo, "
+                    'reduce_zero_label, label_map) and `num_classes`.'
                 )
+
+
+def label_values(dataset, index: int, key: str) -> tuple[np.ndarray, str]:
+    """The label values of one sample: of its boxes, or of the label image that it names.
+
+    Returns:
+        The values, none for a sample without labels, and the file that they are of.
+    """
+    sample = dataset.get_data_info(index)
+    if 'instances' in sample:
+        labels = [instance['bbox_label'] for instance in sample['instances']]
+        return np.unique(np.array(labels, dtype=int)), sample['img_path']
+    for loader in dataset.pipeline.transforms:
+        if type(loader).__name__ != 'LoadAnnotations':
+            continue
+        try:
+            sample = loader(sample)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f'`{key}.dataset` should have a label for every image. Found none at '
+                f"'{sample.get('seg_map_path')}'."
+            ) from error
+    return np.unique(sample.get('gt_seg_map', np.array([], int))), sample.get('seg_map_path')
 
 
 def _datasets(dataset) -> Iterator:

@@ -68,6 +68,8 @@ class TeacherShareHook(Hook):
                 continue
             all_reduce(counts)
             classes = distillation.classes if self.per_class else ()
+            if classes and counts.shape[1] > len(classes):
+                classes = (*classes, 'background')
             publish(runner.message_hub, shares(counts, name, classes))
 
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
-from mmengine.dist import all_reduce, get_world_size
+from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
 from mmdistill_ext.functional import BlockwiseResult, blockwise_distillation
 from mmdistill_ext.functional.checks import (
-    AVERAGES,
     DIFFERENCES,
     DISTANCES,
     check_choice,
     check_temperature,
     num_label_classes,
 )
+from mmdistill_ext.losses.averages import (
+    AVERAGES,
+    class_weight_tensor,
+    denominators,
+    scale_of,
+)
+from mmdistill_ext.losses.box import BoxTerm, box_ious
 from mmdistill_ext.losses.task import task_losses, task_scale, task_weight
-from mmdistill_ext.units.base import Units
+from mmdistill_ext.units.base import Contrast, Units
 
 
 class PairLoss(nn.Module):
@@ -39,7 +44,12 @@ class PairLoss(nn.Module):
         difference: ``'ce'`` or ``'bce'``; by default ``'ce'``, and ``'bce'`` for sigmoid heads.
         temperature: > 0.
         class_weight: Weight of each label class, >= 0.
-        average: Over the ``'selected'`` or all ``'valid'`` units.
+        average: Over the ``'selected'`` or all ``'valid'`` units, or over the number of
+            ``'positive'`` ones as detectors do (at least 1).
+        box: Arguments of :class:`~mmdistill_ext.losses.box.BoxTerm`, to distil a detector's boxes
+            too; averaged over the positive units.
+        joint: Class and box of a unit are selected together, by the sum of both differences,
+            instead of each on its own.
 
     Attributes:
         keep_contrast: Set to True to have the next forward keep what :meth:`pop_contrast` gives.
@@ -59,6 +69,8 @@ class PairLoss(nn.Module):
         temperature: float = 1.0,
         class_weight: Sequence[float] | None = None,
         average: str = 'selected',
+        box: dict | None = None,
+        joint: bool = False,
     ) -> None:
         super().__init__()
         if distance is not None:
@@ -67,15 +79,19 @@ class PairLoss(nn.Module):
             check_choice('difference', difference, DIFFERENCES)
         check_temperature(temperature)
         check_choice('average', average, AVERAGES)
+        if joint and box is None:
+            raise ValueError('`joint=True` needs a `box` to select together with. Found box=None.')
+        self.box = None if box is None else BoxTerm(**box)
+        self.joint = joint
         self.selection = selection
         self.distance = distance
         self.difference = difference
         self.temperature = temperature
         self.average = average
         self.keep_contrast = False
-        self._contrast: tuple[Tensor, Tensor] | None = None
+        self._contrast: Contrast | None = None
         self._fit_sums: Tensor | None = None
-        self.register_buffer('class_weight', _class_weight(class_weight), persistent=False)
+        self.register_buffer('class_weight', class_weight_tensor(class_weight), persistent=False)
         self.register_buffer('counts', None, persistent=False)
 
     def kinds(self, sigmoid: bool) -> tuple[str, str]:
@@ -83,23 +99,39 @@ class PairLoss(nn.Module):
         automatic = ('bce', 'bce') if sigmoid else ('ce', 'kl')
         return self.difference or automatic[0], self.distance or automatic[1]
 
-    def check(self, num_classes: int, sigmoid: bool) -> None:
+    def check(
+        self,
+        num_classes: int,
+        sigmoid: bool,
+        background: bool = False,
+        box_distances: Sequence[str] = (),
+    ) -> None:
         """Whether the loss fits a head, to be asked before the first step.
 
         Args:
-            num_classes: Number of label classes, 2 for a binary head.
+            num_classes: Number of label classes, 2 for a binary head; background not counted.
             sigmoid: The head predicts independent sigmoids instead of one softmax.
+            background: The head is a detector's: there is background besides the classes.
+            box_distances: Distances that there are between the boxes of the two heads.
 
         Raises:
-            ValueError: On softmax kinds for a sigmoid head, or another number of class weights.
+            ValueError: On softmax kinds for a sigmoid head, another number of class weights, or a
+                distance of boxes that the heads do not have.
         """
+        if self.box is not None and self.box.distance not in box_distances:
+            raise ValueError(
+                f'`box.distance` should be one of {", ".join(box_distances) or "none"} for these '
+                f'heads. Found {self.box.distance!r}.'
+            )
+        if self.average == 'positive' and not background:
+            raise ValueError("`average='positive'` is for detectors. Found a head without boxes.")
         softmax = [kind for kind in self.kinds(sigmoid) if kind in ('ce', 'kl', 'reverse_kl')]
         if sigmoid and softmax:
             raise ValueError(
                 "`difference` and `distance` should be 'bce' (or 'mse') for a sigmoid head. "
                 f'Found {", ".join(map(repr, softmax))}.'
             )
-        expected = num_label_classes(num_classes)
+        expected = num_classes + 1 if background else num_label_classes(num_classes)
         if self.class_weight is not None and len(self.class_weight) != expected:
             raise ValueError(
                 f'`class_weight` should hold {expected} weights, one per class. '
@@ -118,9 +150,30 @@ class PairLoss(nn.Module):
             the head itself gives them; if ``units.split`` is set, ``l_soft`` and ``l_hard`` too,
             what is in these losses from simple and from hard samples, before ``F(x)``.
         """
-        return self._losses(self._run(units), units, weight)
+        ious = None if self.box is None else box_ious(units.boxes)
+        result = self._run(units, ious)
+        losses = self._losses(result, units, weight)
+        if self.box is not None:
+            losses['loss_box'] = weight * self._box_loss(result, units, ious)
+        return losses
 
-    def _run(self, units: Units) -> BlockwiseResult:
+    def _box_loss(
+        self, result: BlockwiseResult, units: Units, ious: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        boxes, (student, teacher) = units.boxes, ious
+        selected = boxes.positive
+        if self.joint:
+            selected = selected & result.wins
+        elif self.selection == 'teacher_better':
+            selected = selected & (teacher > student)  # the smaller 1 - IoU
+        scale = self.box.weight * scale_of(self._positives, 'positive')
+        return scale * self.box(boxes, selected)
+
+    def _run(self, units: Units, ious: tuple[Tensor, Tensor] | None = None) -> BlockwiseResult:
+        extras = (None, None)
+        if self.joint:
+            extras = ((1 - iou).where(units.boxes.positive, 0) for iou in ious)
+        student_extra, teacher_extra = extras
         difference, distance = self.kinds(units.sigmoid)
         task_class_weight = units.task.class_weight if units.task is not None else None
         if task_class_weight is not None:
@@ -142,16 +195,20 @@ class PairLoss(nn.Module):
             temperature=self.temperature,
             ignore_index=units.ignore_index,
             class_weight=self.class_weight,
+            background=units.background,
+            student_extra=student_extra,
+            teacher_extra=teacher_extra,
             student_align_corners=units.student_align_corners,
             teacher_align_corners=units.teacher_align_corners,
             task=units.task is not None,
             task_class_weight=task_class_weight,
-            keep_contrast=self.keep_contrast,
+            keep_contrast=self.keep_contrast or self.joint,
             **split,
         )
         self.counts = result.counts if self.counts is None else self.counts + result.counts
         if self.keep_contrast:
-            self._contrast = result.wins, units.labels != units.ignore_index
+            levels = units.boxes.levels if units.boxes is not None else ()
+            self._contrast = Contrast(result.wins, units.labels != units.ignore_index, levels)
         return result
 
     def _losses(self, result: BlockwiseResult, units: Units, weight: float) -> dict[str, Tensor]:
@@ -168,19 +225,15 @@ class PairLoss(nn.Module):
 
     def _scale(self, result: BlockwiseResult, units: Units) -> Tensor:
         """What the sum is multiplied by; one collective brings FIT's sums along (FIT-2)."""
-        if self.average == 'selected':
-            total = result.distill_weight
-        else:
-            valid = result.counts[0].to(result.distill_weight)
-            total = (valid if self.class_weight is None else valid * self.class_weight).sum()
-        sums = total[None].clone()
+        sums = denominators(result, self.average, self.class_weight)
         if units.split is not None and units.task is not None:
             gt_sum, gt_weight = result.task_parts.sum(), task_weight(result, units.task)
             sums = torch.cat((sums, torch.stack((gt_sum, gt_weight)), result.simple.to(sums)))
         all_reduce(sums)
-        if len(sums) > 1:
-            self._fit_sums = sums[1:]
-        return torch.where(sums[0] > 0, get_world_size() / sums[0], 0)
+        if len(sums) > 2:
+            self._fit_sums = sums[2:]
+        total, self._positives = sums[:2]
+        return scale_of(total, self.average)
 
     def pop_fit_sums(self) -> Tensor | None:
         """Sums of the last forward with a split and the task, over all ranks, once; else None.
@@ -204,8 +257,8 @@ class PairLoss(nn.Module):
             self.counts = torch.zeros_like(counts)
         return counts
 
-    def pop_contrast(self) -> tuple[Tensor, Tensor] | None:
-        """Where the teacher won and which units are valid, both ``(B, ...)`` bool (SEL-4).
+    def pop_contrast(self) -> Contrast | None:
+        """Where the teacher won and which units are valid (SEL-4).
 
         Returns:
             That of the last forward with ``keep_contrast``, once; None without.
@@ -219,12 +272,3 @@ class PairLoss(nn.Module):
             f'distance={self.distance}, difference={self.difference}, '
             f'temperature={self.temperature}, average={self.average}'
         )
-
-
-def _class_weight(values: Sequence[float] | None) -> Tensor | None:
-    if values is None:
-        return None
-    weights = [float(value) for value in values]
-    if not weights or not all(math.isfinite(value) and value >= 0 for value in weights):
-        raise ValueError(f'`class_weight` should be numbers >= 0. Found {list(values)}.')
-    return torch.tensor(weights, dtype=torch.float32)

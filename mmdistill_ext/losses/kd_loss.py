@@ -17,6 +17,9 @@ class KDLoss(PairLoss):
             ``'bce'`` for sigmoid heads.
         temperature: > 0; ``'kl'``, ``'reverse_kl'`` and ``'bce'`` are multiplied by its square.
         class_weight: Weight of each label class, >= 0.
+        average: Over all ``'valid'`` units or, as detectors do, the number of ``'positive'`` ones.
+        box: For detectors: ``dict(weight=..., distance='iou'|'l1'|'distribution')`` distils the
+            boxes of positive units too, see :class:`~mmdistill_ext.losses.box.BoxTerm`.
 
     Raises:
         ValueError: When an argument is outside what is named above.
@@ -27,7 +30,14 @@ class KDLoss(PairLoss):
         distance: str | None = None,
         temperature: float = 1.0,
         class_weight: Sequence[float] | None = None,
+        average: str = 'valid',
+        box: dict | None = None,
     ) -> None:
         super().__init__(
-            'all', distance=distance, temperature=temperature, class_weight=class_weight
+            'all',
+            distance=distance,
+            temperature=temperature,
+            class_weight=class_weight,
+            average=average,
+            box=box,
         )

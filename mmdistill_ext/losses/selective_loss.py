@@ -26,7 +26,12 @@ class SelectiveLoss(PairLoss):
         temperature: > 0; ``'kl'``, ``'reverse_kl'`` and ``'bce'`` are multiplied by its square.
         class_weight: Weight of each label class, >= 0.
         average: Over the ``'selected'`` units or, so that the loss fades as the student catches
-            up, over all ``'valid'`` ones.
+            up, over all ``'valid'`` ones; as detectors do, the number of ``'positive'`` ones.
+        box: For detectors: ``dict(weight=..., distance='iou'|'l1'|'distribution')`` distils the
+            boxes of positive units too, see :class:`~mmdistill_ext.losses.box.BoxTerm`. Their
+            difference is 1 - IoU with the assigned box.
+        joint: Class and box of a unit are selected together, by the sum of both differences,
+            instead of each on its own.
 
     Raises:
         ValueError: When an argument is outside what is named above.
@@ -39,8 +44,19 @@ class SelectiveLoss(PairLoss):
         temperature: float = 1.0,
         class_weight: Sequence[float] | None = None,
         average: str = 'selected',
+        box: dict | None = None,
+        joint: bool = False,
     ) -> None:
-        super().__init__('teacher_better', distance, difference, temperature, class_weight, average)
+        super().__init__(
+            'teacher_better',
+            distance,
+            difference,
+            temperature,
+            class_weight,
+            average,
+            box,
+            joint,
+        )
 
     def _losses(self, result: BlockwiseResult, units: Units, weight: float) -> dict[str, Tensor]:
         losses = super()._losses(result, units, weight)

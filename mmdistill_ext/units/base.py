@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -35,6 +36,42 @@ class Split:
     hard_weight: float
 
 
+class Level(NamedTuple):
+    """One level of a detector's units."""
+
+    height: int
+    width: int
+    priors: int  # per location
+    stride: int
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The boxes of a detector's units, decoded: ``(x1, y1, x2, y2)`` in pixels of the input.
+
+    Args:
+        student: ``(B, N, 4)``, with gradient.
+        teacher: ``(B, N, 4)``.
+        target: ``(B, N, 4)``, the assigned boxes; without meaning where there is none.
+        positive: ``(B, N)`` bool, where a box is assigned.
+        scale: ``(N,)``, stride of each unit, in pixels.
+        levels: Where the units lie: levels one after the other, within a level rows, columns,
+            priors.
+        student_distribution: ``(B, N, 4, n)``, logits over the distances of the four sides, of
+            heads that predict them; else None.
+        teacher_distribution: The same of the teacher.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    target: Tensor
+    positive: Tensor
+    scale: Tensor
+    levels: tuple[Level, ...] = ()
+    student_distribution: Tensor | None = None
+    teacher_distribution: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Units:
     """Predictions of student and teacher for the same units, with their labels.
@@ -51,6 +88,8 @@ class Units:
         classes: Names of the classes, for logs and pictures.
         task: Set when the loss is to form the head's own cross-entropy in the same pass.
         split: Set when both are to be split into simple and hard samples.
+        background: Sigmoid heads: labels go from 0 to C, which is background.
+        boxes: The units' boxes; None where there are none.
     """
 
     student: Tensor
@@ -63,3 +102,34 @@ class Units:
     classes: tuple[str, ...] = ()
     task: TaskLoss | None = None
     split: Split | None = None
+    background: bool = False
+    boxes: Boxes | None = None
+
+
+class Contrast(NamedTuple):
+    """Who won which unit in one step (SEL-3)."""
+
+    wins: Tensor  # (B, ...) bool, the teacher
+    valid: Tensor  # (B, ...) bool
+    levels: tuple[Level, ...] = ()
+
+    def maps(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Wins and validity as images ``(B, H, W)``.
+
+        Units of an image are one map of its size. Those of a detector are one map per level, each
+        location as large as its stride; there the teacher wins where it wins most of the valid
+        priors.
+        """
+        if not self.levels:
+            return {'': (self.wins, self.valid)}
+        sizes = [level.height * level.width * level.priors for level in self.levels]
+        maps = {}
+        parts = zip(self.levels, self.wins.split(sizes, 1), self.valid.split(sizes, 1), strict=True)
+        for level, wins, valid in parts:
+            shape = (len(wins), level.height, level.width, level.priors)
+            won, known = wins.view(shape).sum(-1), valid.view(shape).sum(-1)
+            maps[f'_stride{level.stride}'] = tuple(
+                x.repeat_interleave(level.stride, 1).repeat_interleave(level.stride, 2)
+                for x in (2 * won > known, known > 0)
+            )
+        return maps

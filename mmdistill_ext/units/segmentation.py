@@ -37,6 +37,10 @@ class SegmentationUnits:
             classes or output channels.
     """
 
+    default_head = 'decode_head'
+    background = False
+    box_distances = ()
+
     def __init__(
         self, student: nn.Module, teacher: nn.Module, head: str, teacher_head: str, key: str
     ) -> None:
@@ -56,6 +60,7 @@ class SegmentationUnits:
         final = final[-1] if isinstance(final, nn.ModuleList) else final
         self.predicts = self.head is final
         self.student_tap = f'{head}.loss_by_feat'
+        self.student_taps = (self.student_tap,)
         self.teacher_tap = teacher_head
         self.prefix = head.replace('_head', '').replace('auxiliary', 'aux').replace('.', '_')
 
@@ -63,6 +68,11 @@ class SegmentationUnits:
     def num_classes(self) -> int:
         """Number of label classes."""
         return self.head.num_classes
+
+    @property
+    def ignore_index(self) -> int:
+        """Label of pixels that are not valid."""
+        return self.head.ignore_index
 
     def task_loss(self, key: str) -> TaskLoss:
         """The head's own loss, if the block-wise pass can form it.
@@ -99,15 +109,15 @@ class SegmentationUnits:
 
     def __call__(
         self,
-        student_call: Call,
+        student_calls: dict[str, Call],
         teacher_call: Call,
         data_samples: list[SegDataSample],
         task: TaskLoss | None = None,
         split: Split | None = None,
     ) -> Units:
-        """Build the units of one step from the two tapped calls."""
+        """Build the units of one step from the tapped calls."""
         return Units(
-            student=_logits(student_call.args[0], self.student_tap),
+            student=_logits(student_calls[self.student_tap].args[0], self.student_tap),
             teacher=_logits(teacher_call.output, self.teacher_tap),
             labels=torch.stack([sample.gt_sem_seg.data.squeeze(0) for sample in data_samples]),
             ignore_index=self.head.ignore_index,

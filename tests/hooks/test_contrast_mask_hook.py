@@ -45,7 +45,7 @@ def test_a_run_shows_its_own_comparisons(tmp_path: Path):
     masks = folder / 'contrast_masks'
     written = sorted(str(path.relative_to(masks)) for path in masks.rglob('*.png'))
     assert written == ['iter_2/sel/0_2.png', 'iter_2/sel/1_3.png']
-    wins, _ = kept[0]
+    wins = kept[0].wins
     for i, size in enumerate(tiny_seg.SIZES[2:]):
         mask = cv2.imread(str(masks / f'iter_2/sel/{i}_{i + 2}.png'), cv2.IMREAD_UNCHANGED)
         label = cv2.imread(str(tmp_path / f'ann/train/{i + 2}.png'), 0)

@@ -91,7 +91,7 @@ def test_contrast_is_kept_on_demand_and_given_once():
     assert loss.pop_contrast() is None
     loss.keep_contrast = True
     loss(units)
-    wins, valid = loss.pop_contrast()
+    wins, valid, _ = loss.pop_contrast()
     assert torch.equal(valid, units.labels != 255)
     assert wins.shape == units.labels.shape
     assert wins.sum() == loss.pop_counts()[1].sum() / 2

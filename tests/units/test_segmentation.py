@@ -23,9 +23,8 @@ def test_units_carry_what_the_heads_say():
     pair = SegmentationUnits(student, teacher, 'decode_head', 'decode_head', 'losses.a')
     logits = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 8, 10)
     labels = torch.randint(0, 3, (2, 16, 20))
-    units = pair(
-        Call((logits[0], None), {}, None), Call((), {}, logits[1]), tiny_seg.samples(labels)
-    )
+    calls = {'decode_head.loss_by_feat': Call((logits[0], None), {}, None)}
+    units = pair(calls, Call((), {}, logits[1]), tiny_seg.samples(labels))
     assert units.student is logits[0]
     assert units.teacher is logits[1]
     assert torch.equal(units.labels, labels)
@@ -95,4 +94,4 @@ def test_output_that_is_not_one_map_is_refused():
     with pytest.raises(
         TypeError, match=r"'decode_head.loss_by_feat' should give one tensor.*tuple"
     ):
-        pair(call, call, tiny_seg.samples(torch.zeros(1, 4, 4)))
+        pair({pair.student_tap: call}, call, tiny_seg.samples(torch.zeros(1, 4, 4)))

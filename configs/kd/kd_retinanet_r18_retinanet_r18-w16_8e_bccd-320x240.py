@@ -1,0 +1,14 @@
+# Plain distillation of classes and boxes on BCCD. Set model.teacher.checkpoint.
+_base_ = ['../plain/retinanet_r18-w16_8e_bccd-320x240.py', '../_base_/distill_runtime.py']
+model = dict(
+    _delete_=True,
+    type='mmdistill_ext.TeacherStudentDistiller',
+    student={{_base_.model}},
+    teacher=dict(
+        model='mmdistill_ext::plain/retinanet_r18_16e_bccd-320x240.py',
+        checkpoint='checkpoints/bccd_retinanet-r18.pth',
+    ),
+    losses=dict(
+        kd=dict(type='KDLoss', average='positive', box=dict(distance='iou'), weight=1.0),
+    ),
+)

@@ -1,0 +1,58 @@
+"""What the sums over units are divided by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from mmengine.dist import get_world_size
+from torch import Tensor
+
+from mmdistill_ext.functional import BlockwiseResult
+
+AVERAGES = ('selected', 'valid', 'positive')
+
+
+def denominators(result: BlockwiseResult, average: str, class_weight: Tensor | None) -> Tensor:
+    """This rank's part of what the distillation is divided by, and of the positive units.
+
+    Args:
+        result: Sums of a pass; background is the last label of a detector.
+        average: ``'selected'``, ``'valid'`` or ``'positive'``.
+        class_weight: ``(classes,)``, or None.
+
+    Returns:
+        ``(2,)``.
+    """
+    units = result.counts[0].to(result.distill_weight)
+    positives = units[:-1].sum()
+    if average == 'selected':
+        return torch.stack((result.distill_weight, positives))
+    if average == 'positive':
+        return torch.stack((positives, positives))
+    return torch.stack(((units if class_weight is None else units * class_weight).sum(), positives))
+
+
+def scale_of(total: Tensor, average: str) -> Tensor:
+    """Factor of a rank's sum, given all ranks' denominator: 0 without units to divide by.
+
+    Detectors divide by at least one positive unit, so that an image without any still counts.
+    """
+    if average == 'positive':
+        return get_world_size() / total.clamp(min=1)
+    return torch.where(total > 0, get_world_size() / total, 0)
+
+
+def class_weight_tensor(values: Sequence[float] | None) -> Tensor | None:
+    """Class weights as a tensor.
+
+    Raises:
+        ValueError: They are not numbers >= 0.
+    """
+    if values is None:
+        return None
+    weights = [float(value) for value in values]
+    if not weights or not all(math.isfinite(value) and value >= 0 for value in weights):
+        raise ValueError(f'`class_weight` should be numbers >= 0. Found {list(values)}.')
+    return torch.tensor(weights, dtype=torch.float32)

@@ -1,0 +1,92 @@
+"""Distillation of a detector's boxes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmdistill_ext.functional import unit_distillation
+from mmdistill_ext.functional.checks import check_choice, check_factor, check_positive
+from mmdistill_ext.units.base import Boxes
+
+BOX_DISTANCES = ('iou', 'l1', 'distribution')
+
+
+class BoxTerm(nn.Module):
+    """Distance between the boxes of student and teacher on positive units, summed.
+
+    ``iou``: 1 - GIoU; a teacher's box thinner than a pixel teaches nothing. ``l1``: mean of the
+    four absolute differences, in strides of the unit. ``distribution``: ``T^2 KL`` between the
+    distributions over the distances of a side, averaged over the sides, for heads that predict
+    them (GFL; cf. LD, https://arxiv.org/abs/2102.12252).
+
+    Args:
+        weight: Factor beside the classification's, >= 0.
+        distance: ``'iou'``, ``'l1'`` or ``'distribution'``.
+        temperature: > 0, of ``'distribution'``.
+
+    Raises:
+        ValueError: When an argument is outside what is named above.
+    """
+
+    def __init__(
+        self, weight: float = 1.0, distance: str = 'iou', temperature: float = 1.0
+    ) -> None:
+        super().__init__()
+        check_factor('box.weight', weight)
+        check_choice('box.distance', distance, BOX_DISTANCES)
+        check_positive('box.temperature', temperature)
+        self.weight = weight
+        self.distance = distance
+        self.temperature = temperature
+
+    def forward(self, boxes: Boxes, selected: Tensor) -> Tensor:
+        """Sum over the selected units.
+
+        Args:
+            boxes: Of ``(B, N)`` units.
+            selected: ``(B, N)`` bool.
+
+        Returns:
+            A scalar; exactly 0, with gradient 0, when nothing is selected.
+        """
+        if self.distance == 'iou':  # the gradient of GIoU explodes where there is no area
+            sides = boxes.teacher[..., 2:] - boxes.teacher[..., :2]
+            selected = selected & (sides >= 1).all(-1)
+        chosen = selected.unsqueeze(-1)
+        if self.distance == 'distribution':
+            student, teacher = (
+                x.masked_fill(~chosen.unsqueeze(-1), 0).movedim(-1, 1)
+                for x in (boxes.student_distribution, boxes.teacher_distribution)
+            )
+            units = unit_distillation(student, teacher, 'kl', self.temperature).mean(-1)
+        else:
+            # Where nothing is selected the two are made equal: distance and gradient are 0.
+            teacher = boxes.teacher.detach()
+            student = boxes.student.where(chosen, teacher)
+            if self.distance == 'l1':
+                units = F.l1_loss(student, teacher, reduction='none').mean(-1) / boxes.scale
+            else:
+                units = 1 - overlaps(student, teacher, 'giou')
+        return units.where(selected, 0).sum()
+
+
+def overlaps(first: Tensor, second: Tensor, mode: str = 'iou') -> Tensor:
+    """Aligned IoU or GIoU of boxes ``(B, N, 4)``, ``(B, N)``, in float32."""
+    from mmdet.structures.bbox import bbox_overlaps
+
+    return bbox_overlaps(first.float(), second.float(), mode=mode, is_aligned=True)
+
+
+@torch.no_grad()
+def box_ious(boxes: Boxes) -> tuple[Tensor, Tensor]:
+    """IoU of the student's and the teacher's boxes with the assigned ones, 0 where there is none.
+
+    Returns:
+        Two of ``(B, N)``.
+    """
+    return tuple(
+        overlaps(predicted, boxes.target).where(boxes.positive, 0)
+        for predicted in (boxes.student, boxes.teacher)
+    )
