@@ -13,13 +13,15 @@ from torch import nn
 
 @contextmanager
 def isolated_rng(seed: int | None = None) -> Iterator[None]:
-    """Restore Python's, NumPy's and PyTorch's (all devices') random state on exit.
+    """Restore Python's, NumPy's and PyTorch's (the CPU's and this GPU's) random state on exit.
 
     Args:
         seed: Seed for the time inside; None goes on from the present state.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    # Left to itself, fork_rng would touch every GPU of the machine, and warn of it.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
         if seed is not None:
             random.seed(seed)
             np.random.seed(seed)
