@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmdistill_ext.functional.selective import contrast_mask
+from mmdistill_ext.hooks.common import unwrapped_model
 from mmdistill_ext.registry import HOOKS
 from mmdistill_ext.visualization import check_contrast_values, contrast_overlay, write_png
 
@@ -62,7 +62,7 @@ class ContrastMaskHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find the losses."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped_model(runner)
         found = getattr(model, 'distillation', None)
         losses = found.losses if found else {}
         comparing = {name: loss for name, loss in losses.items() if hasattr(loss, 'pop_contrast')}

@@ -10,15 +10,13 @@ import torch
 from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner, autocast
-from torch import nn
 from torch.utils.data import DataLoader
 
+from mmdistill_ext.hooks.common import publish, unwrapped_model
 from mmdistill_ext.hooks.fit_state import FitState
 from mmdistill_ext.hooks.start_check_hook import scan_labels
-from mmdistill_ext.hooks.teacher_share_hook import publish
 from mmdistill_ext.isolation import eval_mode, isolated_rng
 from mmdistill_ext.measurement import build_round_loader, find_pipeline, with_pipeline
 from mmdistill_ext.plots import plot_fit
@@ -94,7 +92,7 @@ class FitHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Build the loaders, try one batch of each, and go on from a checkpoint's state."""
-        self.distillation = getattr(_model(runner), 'distillation', None)
+        self.distillation = getattr(unwrapped_model(runner), 'distillation', None)
         if self.distillation is None or self.distillation.fit is None:
             raise ValueError(
                 '`FitHook` needs a model with the fit loss, e.g. model.fit='
@@ -203,7 +201,8 @@ class FitHook(Hook):
         return sums.tolist()
 
     def _sum(self, runner: Runner, batches) -> torch.Tensor:
-        model, term, wrapper = _model(runner), self.distillation.main_term, runner.optim_wrapper
+        model, term = unwrapped_model(runner), self.distillation.main_term
+        wrapper = runner.optim_wrapper
         amp = isinstance(wrapper, AmpOptimWrapper)
         cast = dict(enabled=amp, dtype=wrapper.cast_dtype if amp else None)
         with eval_mode(model), torch.no_grad(), autocast(**cast):
@@ -225,7 +224,3 @@ class FitHook(Hook):
         image = plot_fit(self.state.history, path)
         if show:
             runner.visualizer.add_image('fit', image, runner.iter)
-
-
-def _model(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model

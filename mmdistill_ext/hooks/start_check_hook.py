@@ -9,10 +9,10 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from mmdistill_ext.hooks.common import unwrapped_model
 from mmdistill_ext.isolation import isolated_rng
 from mmdistill_ext.registry import HOOKS
 
@@ -51,7 +51,7 @@ class StartCheckHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Run the checks; random states are as before afterwards."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped_model(runner)
         distillation = getattr(model, 'distillation', None)
         if distillation is None:
             raise ValueError(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.logging import MessageHub
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
+from mmdistill_ext.hooks.common import publish, unwrapped_model
 from mmdistill_ext.registry import HOOKS
 
 
@@ -41,10 +40,11 @@ class TeacherShareHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Take over the logger's interval."""
-        if not hasattr(_model(runner), 'distillation'):
+        model = unwrapped_model(runner)
+        if not hasattr(model, 'distillation'):
             raise ValueError(
                 '`TeacherShareHook` needs a model with a teacher, e.g. '
-                f"type='mmdistill_ext.TeacherStudentDistiller'. Found {_model(runner).__class__}."
+                f"type='mmdistill_ext.TeacherStudentDistiller'. Found {type(model).__name__}."
             )
         if self.interval is None:
             loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
@@ -61,7 +61,7 @@ class TeacherShareHook(Hook):
         end = self.end_of_epoch(runner.train_dataloader, batch_idx)
         if not (end or self.every_n_inner_iters(batch_idx, self.interval)):
             return
-        distillation = _model(runner).distillation
+        distillation = unwrapped_model(runner).distillation
         for name, loss in distillation.losses.items():
             counts = loss.pop_counts() if hasattr(loss, 'pop_counts') else None
             if counts is None:
@@ -71,10 +71,6 @@ class TeacherShareHook(Hook):
             if classes and counts.shape[1] > len(classes):
                 classes = (*classes, 'background')
             publish(runner.message_hub, shares(counts, name, classes))
-
-
-def _model(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def shares(counts: Tensor, name: str, classes: Sequence[str]) -> dict[str, float | None]:
@@ -93,15 +89,3 @@ def shares(counts: Tensor, name: str, classes: Sequence[str]) -> dict[str, float
     table = torch.cat([counts.sum(1, keepdim=True), counts], dim=1)[:, : len(keys)].tolist()
     rows = zip(keys, *table, strict=True)
     return {key: won / units if units else None for key, units, won in rows}
-
-
-def publish(hub: MessageHub, scalars: Mapping[str, float | None]) -> None:
-    """Make these the hub's current values.
-
-    Each replaces the former history: the log processor averages over the history of every name
-    with 'loss' or 'time' in it, as those of classes may have.
-    """
-    for key, value in scalars.items():
-        hub.log_scalars.pop(key, None)
-        if value is not None:
-            hub.update_scalar(key, value)

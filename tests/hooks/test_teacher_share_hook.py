@@ -10,7 +10,8 @@ import torch
 from mmengine.logging import MessageHub
 from mmengine.runner import Runner
 
-from mmdistill_ext.hooks.teacher_share_hook import TeacherShareHook, publish, shares
+from mmdistill_ext.hooks.common import publish
+from mmdistill_ext.hooks.teacher_share_hook import TeacherShareHook, shares
 from tests import tiny_seg
 
 

@@ -1,0 +1,27 @@
+"""What the hooks share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mmengine.logging import MessageHub
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+
+def unwrapped_model(runner: Runner) -> nn.Module:
+    """The runner's model without what wraps it for several processes."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def publish(hub: MessageHub, scalars: Mapping[str, float | None]) -> None:
+    """Make these the hub's current values.
+
+    Each replaces the former history: the log processor averages over the history of every name
+    with 'loss' or 'time' in it, as those of classes may have.
+    """
+    for key, value in scalars.items():
+        hub.log_scalars.pop(key, None)
+        if value is not None:
+            hub.update_scalar(key, value)
