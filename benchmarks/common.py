@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import copy
 import ctypes
 import gc
 import json
@@ -14,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from mmengine.optim import OptimWrapper
+from torch import nn
 
 MIB = 2**20
 
@@ -104,3 +108,26 @@ def _status(key: str) -> int:
 def _cpu_name() -> str:
     names = re.findall(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())
     return f'{len(names)} x {names[0]}' if names else platform.processor()
+
+
+def step_parser(description: str, repeats: int) -> argparse.ArgumentParser:
+    """Return the options of the benchmarks of whole training steps."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('--size', type=int, nargs=3, default=(2, 256, 512), metavar=('B', 'H', 'W'))
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--repeats', type=int, default=repeats)
+    parser.add_argument('--json', help='write the result there')
+    return parser
+
+
+def training_steps(
+    models: dict[str, nn.Module], batch: dict, device: torch.device
+) -> dict[str, Callable[[], object]]:
+    """Name -> one training step of the model on the raw batch, SGD included."""
+    steps = {}
+    for name, model in models.items():
+        model.to(device).train()
+        optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9))
+        steps[name] = lambda m=model, o=optimizer: m.train_step(copy.deepcopy(batch), o)
+    return steps

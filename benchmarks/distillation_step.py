@@ -8,14 +8,11 @@ Usage: python benchmarks/distillation_step.py [--size 2 256 512] [--json benchma
 
 from __future__ import annotations
 
-import argparse
-import copy
 import tempfile
 from pathlib import Path
 
 import torch
-from common import alternate, environment, write_json
-from mmengine.optim import OptimWrapper
+from common import alternate, environment, step_parser, training_steps, write_json
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
@@ -45,13 +42,7 @@ def raw_batch(batch: int, height: int, width: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--size', type=int, nargs=3, default=(2, 256, 512), metavar=('B', 'H', 'W'))
-    parser.add_argument('--device', default='cpu')
-    parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--repeats', type=int, default=7)
-    parser.add_argument('--json', help='write the result there')
-    args = parser.parse_args()
+    args = step_parser(__doc__, repeats=7).parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     torch.manual_seed(0)
@@ -68,12 +59,7 @@ def main() -> None:
             models[name] = build_teacher_student(
                 student, dict(model=teacher, checkpoint=path), losses, fuse_task_loss=fused
             )
-    batch = raw_batch(*args.size)
-    sides = {}
-    for name, model in models.items():
-        model.to(device).train()
-        optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9))
-        sides[name] = lambda m=model, o=optimizer: m.train_step(copy.deepcopy(batch), o)
+    sides = training_steps(models, raw_batch(*args.size), device)
     images = torch.randn(args.size[0], 3, *args.size[1:], device=device)
 
     def teacher_forward() -> None:

@@ -9,16 +9,21 @@ Usage: python benchmarks/fit_step.py [--size 2 256 512] [--json benchmarks/resul
 
 from __future__ import annotations
 
-import argparse
-import copy
 import statistics
 import tempfile
 from pathlib import Path
 
 import torch
-from common import MIB, alternate, environment, extra_peak_bytes, write_json
+from common import (
+    MIB,
+    alternate,
+    environment,
+    extra_peak_bytes,
+    step_parser,
+    training_steps,
+    write_json,
+)
 from distillation_step import model_cfg, raw_batch
-from mmengine.optim import OptimWrapper
 
 from mmdistill_ext.distillers.build import build_model
 from mmdistill_ext.distillers.teacher_student import build_teacher_student
@@ -33,13 +38,7 @@ SIDES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--size', type=int, nargs=3, default=(2, 256, 512), metavar=('B', 'H', 'W'))
-    parser.add_argument('--device', default='cpu')
-    parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--repeats', type=int, default=9)
-    parser.add_argument('--json', help='write the result there')
-    args = parser.parse_args()
+    args = step_parser(__doc__, repeats=9).parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     torch.manual_seed(0)
@@ -47,15 +46,14 @@ def main() -> None:
     student, teacher = model_cfg('r18'), model_cfg('r50')
     student.data_preprocessor.size = teacher.data_preprocessor.size = tuple(args.size[1:])
     losses = dict(kd=dict(type='KDLoss', temperature=2.0))
-    batch, sides = raw_batch(*args.size), {}
+    models = {}
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, 'teacher.pth'))
         torch.save(dict(state_dict=build_model(teacher).state_dict()), path)
         for name, options in SIDES.items():
             spec = dict(model=teacher, checkpoint=path)
-            model = build_teacher_student(student, spec, losses, **options).to(device).train()
-            optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9))
-            sides[name] = lambda m=model, o=optimizer: m.train_step(copy.deepcopy(batch), o)
+            models[name] = build_teacher_student(student, spec, losses, **options)
+    sides = training_steps(models, raw_batch(*args.size), device)
 
     times = alternate(sides, device, args.repeats)
     turns = [

@@ -150,7 +150,8 @@ class PairLoss(nn.Module):
             the head itself gives them; if ``units.split`` is set, ``l_soft`` and ``l_hard`` too,
             what is in these losses from simple and from hard samples, before ``F(x)``.
         """
-        ious = None if self.box is None else box_ious(units.boxes)
+        compared = self.box is not None and self.selection == 'teacher_better'
+        ious = box_ious(units.boxes) if compared else None
         result = self._run(units, ious)
         losses = self._losses(result, units, weight)
         if self.box is not None:
@@ -158,16 +159,16 @@ class PairLoss(nn.Module):
         return losses
 
     def _box_loss(
-        self, result: BlockwiseResult, units: Units, ious: tuple[Tensor, Tensor]
+        self, result: BlockwiseResult, units: Units, ious: tuple[Tensor, Tensor] | None
     ) -> Tensor:
-        boxes, (student, teacher) = units.boxes, ious
-        selected = boxes.positive
+        selected = units.boxes.positive
         if self.joint:
             selected = selected & result.wins
-        elif self.selection == 'teacher_better':
+        elif ious is not None:
+            student, teacher = ious
             selected = selected & (teacher > student)  # the smaller 1 - IoU
         scale = self.box.weight * scale_of(self._positives, 'positive')
-        return scale * self.box(boxes, selected)
+        return scale * self.box(units.boxes, selected)
 
     def _run(self, units: Units, ious: tuple[Tensor, Tensor] | None = None) -> BlockwiseResult:
         extras = (None, None)
