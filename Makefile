@@ -7,7 +7,7 @@ onedl := PATH="$(CURDIR)/.venv/bin:$$PATH"
 openmmlab := PATH="$(CURDIR)/.venv-openmmlab/bin:$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-openmmlab lint format clean distclean python
+.PHONY: help demo demo-detection test test-openmmlab lint format clean distclean python
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
@@ -16,6 +16,10 @@ help:  ## List the targets.
 demo: python  ## Train on digit scenes, compare in work_dirs/demo/index.html. Compiles nothing.
 	@$(setup) --level basic
 	$(onedl) python tools/demo/run.py $(ARGS)
+
+demo-detection: python  ## The same with detectors, in work_dirs/demo_detection. Needs mmcv's operators, as test.
+	@$(setup)
+	$(onedl) python tools/demo/run.py --task detection $(ARGS)
 
 test: python  ## Run the tests. The first call may compile mmcv's operators (10 to 20 minutes).
 	@$(setup)

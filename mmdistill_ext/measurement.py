@@ -107,3 +107,29 @@ def find_pipeline(dataset: dict) -> list:
     if 'pipeline' not in dataset:
         raise ValueError(f'A data set should have a `pipeline`. Found none in {dataset!r}.')
     return dataset['pipeline']
+
+
+def labels_first(dataset: dict) -> dict:
+    """Copy a data set's config so that its pipelines load labels right after the image.
+
+    The validation pipelines of mmdet load them after they resized the image, for a metric that
+    wants them at the original size; a loss needs what is done to the image done to them too.
+    """
+    dataset = ConfigDict(dataset).copy()
+    if 'dataset' in dataset:
+        dataset.dataset = labels_first(dataset.dataset)
+    if 'datasets' in dataset:
+        dataset.datasets = [labels_first(part) for part in dataset.datasets]
+    if 'pipeline' in dataset:
+        pipeline = list(dataset.pipeline)
+        labels = [step for step in pipeline if _last_name(step).endswith('Annotations')]
+        others = [step for step in pipeline if step not in labels]
+        images = [i for i, step in enumerate(others) if 'Image' in _last_name(step)]
+        place = images[0] + 1 if images else 0
+        dataset.pipeline = [*others[:place], *labels, *others[place:]]
+    return dataset
+
+
+def _last_name(step: dict) -> str:
+    kind = step['type']
+    return (kind if isinstance(kind, str) else kind.__name__).rsplit('.', 1)[-1]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
@@ -44,12 +47,33 @@ def resolve(root: nn.Module, path: str, key: str) -> tuple[Any, str]:
     return owner, path.rsplit('.', 1)[-1]
 
 
-class Call(NamedTuple):
-    """One recorded call."""
+@contextmanager
+def wrapped(owner: Any, method: str, wrap: Callable[[Callable], Callable]) -> Iterator[None]:
+    """Replace a method of one object, or a module's ``forward``, by ``wrap(method)`` for a while.
+
+    Args:
+        owner: The object.
+        method: Name of the method.
+        wrap: Takes the present method, returns what is called instead.
+    """
+    previous = owner.__dict__.get(method)
+    owner.__dict__[method] = wrap(getattr(owner, method))
+    try:
+        yield
+    finally:
+        if previous is None:
+            del owner.__dict__[method]
+        else:
+            owner.__dict__[method] = previous
+
+
+@dataclass
+class Call:
+    """One recorded call; there is no output while it runs."""
 
     args: tuple
     kwargs: dict
-    output: Any
+    output: Any = None
 
 
 class Taps:
@@ -84,14 +108,15 @@ class Taps:
         self._targets = {name: (path, *resolve(root, path, key)) for name, path in paths.items()}
         self._replace = [(*resolve(root, path, key), new) for path, new in (replace or {}).items()]
         self._records: dict[str, list[Call]] = {}
-        self._undo: list[tuple[Any, str, Any]] = []
+        self._undo = ExitStack()
 
     def __enter__(self) -> Taps:
         self._records = {name: [] for name in self._targets}
         for owner, method, new in self._replace:
-            self._set(owner, method, new)
+            self._undo.enter_context(wrapped(owner, method, lambda _, new=new: new))
         for name, (_, owner, method) in self._targets.items():
-            self._set(owner, method, self._recorder(getattr(owner, method), self._records[name]))
+            recorder = partial(self._recorder, record=self._records[name])
+            self._undo.enter_context(wrapped(owner, method, recorder))
         return self
 
     def __exit__(
@@ -100,12 +125,7 @@ class Taps:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        while self._undo:
-            owner, method, previous = self._undo.pop()
-            if previous is None:
-                del owner.__dict__[method]
-            else:
-                owner.__dict__[method] = previous
+        self._undo.close()
         if kind is not None:
             self.clear()
 
@@ -127,15 +147,12 @@ class Taps:
         """Drop the records, so that no activation outlives the step."""
         self._records = {name: [] for name in self._targets}
 
-    def _set(self, owner: Any, method: str, new: Callable) -> None:
-        self._undo.append((owner, method, owner.__dict__.get(method)))
-        owner.__dict__[method] = new
-
     @staticmethod
     def _recorder(call: Callable, record: list) -> Callable:
         def wrapper(*args, **kwargs):
-            output = call(*args, **kwargs)
-            record.append(Call(args, kwargs, output))
-            return output
+            found = Call(args, kwargs)
+            record.append(found)
+            found.output = call(*args, **kwargs)
+            return found.output
 
         return wrapper

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmdistill_ext.taps import Taps, resolve
+from mmdistill_ext.taps import Taps, resolve, wrapped
 
 
 class Head(nn.Module):
@@ -57,6 +57,46 @@ def test_nothing_is_left_on_the_model(model):
     with Taps(model, dict(a='heads.0', b='heads.1.conv'), {'heads.0.loss': lambda x, scale: 0}):
         model(torch.randn(1, 2, 4, 4))
     assert instance_attributes(model) == before
+
+
+def test_a_call_is_recorded_when_it_begins(model):
+    """So that what it calls can look at its arguments."""
+    x, seen = torch.randn(1, 2, 4, 4), []
+    with Taps(model, dict(a='heads.0.loss')) as taps:
+        model.heads[0].conv.register_forward_hook(
+            lambda *_: seen.append((taps['a'].args, taps['a'].kwargs, taps['a'].output))
+        )
+        model(x)
+    ((args, kwargs, output),) = seen
+    assert args[0] is x
+    assert kwargs == dict(scale=2)
+    assert output is None
+    assert taps['a'].output is not None
+
+
+def test_a_method_is_wrapped_for_a_while(model):
+    before, x = instance_attributes(model), torch.ones(1, 2, 4, 4)
+    plain = model.heads[0].loss(x, 2)
+    with wrapped(model.heads[0], 'loss', lambda loss: lambda *args, **kw: 3 * loss(*args, **kw)):
+        torch.testing.assert_close(model.heads[0].loss(x, scale=2), 3 * plain)
+        assert model.heads[1].loss.__self__ is model.heads[1]
+    assert torch.equal(model.heads[0].loss(x, 2), plain)
+    with wrapped(model.heads[0], 'forward', lambda forward: lambda x: 0 * forward(x)):
+        assert not model.heads[0](x).any()
+    with pytest.raises(ZeroDivisionError), wrapped(model, 'forward', lambda _: 1 / 0):
+        pass
+    assert instance_attributes(model) == before
+
+
+def test_wrappers_nest_and_go_also_when_the_call_fails(model):
+    own = model.heads[0].__dict__['loss'] = lambda x, scale: x * scale
+    one_more = wrapped(model.heads[0], 'loss', lambda loss: lambda *a: loss(*a) + 1)
+    with pytest.raises(ZeroDivisionError), one_more:
+        with wrapped(model.heads[0], 'loss', lambda loss: lambda *a: loss(*a) * 2):
+            assert model.heads[0].loss(3, 5) == 32
+        assert model.heads[0].loss(3, 5) == 16
+        raise ZeroDivisionError
+    assert model.heads[0].__dict__['loss'] is own
 
 
 def test_wrappers_go_and_records_are_dropped_when_the_forward_fails(model):

@@ -136,7 +136,22 @@ def fcos_norm(channels: int = 8, **head: object) -> dict:
     return fcos(channels, norm_on_bbox=True, **head)
 
 
-FAMILIES = dict(retina=retina, atss=atss, gfl=gfl, rtmdet=rtmdet, fcos=fcos, fcos_norm=fcos_norm)
+def yolox(channels: int = 8, **head: object) -> dict:
+    """Return YOLOX; its positive units have a class, all have an objectness."""
+    default = dict(type='YOLOXHead', strides=STRIDES, norm_cfg=GN)
+    assigner = dict(type='SimOTAAssigner', center_radius=2.5)
+    return detector('YOLOX', {**default, **head}, assigner, channels)
+
+
+FAMILIES = dict(
+    retina=retina,
+    atss=atss,
+    gfl=gfl,
+    rtmdet=rtmdet,
+    fcos=fcos,
+    fcos_norm=fcos_norm,
+    yolox=yolox,
+)
 
 
 def build(cfg: dict, seed: int) -> nn.Module:

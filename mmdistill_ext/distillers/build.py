@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
@@ -41,7 +42,7 @@ def resolve_model_cfg(spec: dict | str, key: str = 'model') -> ConfigDict:
         raise TypeError(f'`{key}` should be a model dict or a config path. Found {type(spec)}.')
     if 'type' not in model:
         raise ValueError(f'`{key}` should have a `type`. Found the keys {sorted(model)}.')
-    model = ConfigDict(model).copy()
+    model = copy.deepcopy(ConfigDict(model))  # detectors change their configs in depth
     model.setdefault('_scope_', scope or _find_scope(model['type'], key))
     return model
 

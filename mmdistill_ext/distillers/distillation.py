@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from mmengine.logging import MessageHub
@@ -41,7 +43,7 @@ class Distillation:
         teacher: The teacher's arguments (see :class:`Teacher`).
         losses: Name -> config of a loss, with the distiller's own keys ``head``, ``teacher_head``,
             ``weight``, ``begin``, ``warmup``, ``stop`` among the loss's.
-        units: Class that pairs two heads of the student's framework.
+        units: Pairs two heads of the student's framework.
         fuse_task_loss: Let the first active term of a head form the head's own cross-entropy too,
             in the same pass over the logits.
         fit: Arguments of :class:`~mmdistill_ext.distillers.fit.Fit`; implies ``fuse_task_loss``.
@@ -55,7 +57,7 @@ class Distillation:
         student: nn.Module,
         teacher: dict,
         losses: dict,
-        units: type,
+        units: Callable,
         fuse_task_loss: bool = False,
         fit: dict | None = None,
     ) -> None:
@@ -70,19 +72,19 @@ class Distillation:
         self.fit = None if fit is None else build_fit(fit)
         if self.fit is not None:
             check_task(self.main_term)
+            check_teachers(self.terms)
         self.classes: tuple[str, ...] = self.teacher.classes or tuple(
-            str(index) for index in range(self.terms[0].units.num_classes)
+            str(index) for index in range(self.terms[0].units.data_classes)
         )
         self._labels_checked = False
 
     def _build_term(
-        self, student: nn.Module, name: str, cfg: dict, units: type, fuse: str | None
+        self, student: nn.Module, name: str, cfg: dict, units: Callable, fuse: str | None
     ) -> Term:
         key = f'losses.{name}'
         keys = ('weight', 'begin', 'warmup', 'stop')
         schedule = Schedule(**{k: cfg.pop(k) for k in keys if k in cfg}, key=key)
-        head = cfg.pop('head', units.default_head)
-        teacher_head = cfg.pop('teacher_head', units.default_head)
+        head, teacher_head = cfg.pop('head', None), cfg.pop('teacher_head', None)
         cfg.setdefault('_scope_', MODELS.scope)
         try:
             loss = MODELS.build(cfg)
@@ -141,16 +143,28 @@ class Distillation:
         teacher_calls = self.teacher(inputs, data_samples, heads)
         paths = {path: path for term, _ in active for path in term.units.student_taps}
         replace = {term.units.student_tap: _no_loss for term, _ in active if term.task}
-        to_form = set(replace)  # heads whose own loss the next term on them forms
         split = self.fit.split() if self.fit else None
-        with Taps(student, paths, replace) as taps:
+        with Taps(student, paths, replace) as taps, ExitStack() as stack:
+            first = {}  # head -> the first active term on it
+            for term, _ in active:
+                first.setdefault(term.units.student_tap, term)
+            own = {}  # head -> the split of the loss that it forms itself
+            for tap, term in first.items():
+                if split and term.units.splits_own:
+                    arguments = (taps, teacher_calls[term.units.teacher_tap], data_samples, split)
+                    own[tap] = stack.enter_context(term.units.split_own(*arguments))
             losses = student_loss(inputs, data_samples, mode='loss')
+            built = {}  # heads of student and teacher -> their units
             for term, weight in active:
                 pair = term.units
-                task = term.task if pair.student_tap in to_form else None
-                to_form.discard(pair.student_tap)
-                calls = {path: taps[path] for path in pair.student_taps}
-                units = pair(calls, teacher_calls[pair.teacher_tap], data_samples, task, split)
+                if pair.heads not in built:
+                    call = teacher_calls[pair.teacher_tap]
+                    arguments = (taps, call, data_samples, split, own.get(pair.student_tap))
+                    built[pair.heads] = pair(*arguments)
+                units, leads = built[pair.heads], first[pair.student_tap] is term
+                units = dataclasses.replace(
+                    units, task=term.task if leads else None, own=units.own if leads else None
+                )
                 if not self._labels_checked:
                     count = pair.num_classes + pair.background
                     check_labels(units.labels, count, units.ignore_index)
@@ -158,7 +172,7 @@ class Distillation:
                     full = f'{pair.prefix}.{_rename(key, term.name)}'
                     shared = key in SUMMED and full in losses
                     losses[full] = losses[full] + value if shared else value
-                if split and task and pair.predicts:
+                if split and leads and pair.predicts:
                     self.fit.record(term.loss.pop_fit_sums())
             taps.clear()
         self._labels_checked = True
@@ -175,13 +189,29 @@ def check_task(term: Term | None) -> None:
     if term is None:
         raise ValueError(
             '`fit` needs one of the `losses` on the head that the student predicts with '
-            "(`head='decode_head'`). Found none."
+            "(`head='decode_head'` of a segmenter). Found none."
         )
-    if not term.task.loss_weight > 0:
+    if term.task and not term.task.loss_weight > 0:
         raise ValueError(
             '`fit` needs a student with a task loss: the `loss_weight` of its head should be > 0. '
             f"Found {term.task.loss_weight} in '{term.task.name}'."
         )
+
+
+def check_teachers(terms: list[Term]) -> None:
+    """Refuse the fit loss where two teachers' heads would split one head's loss.
+
+    Raises:
+        ValueError: Two losses pair a head of the student with different ones of the teacher.
+    """
+    heads: dict[str, str] = {}
+    for term in terms:
+        own, other = term.units.heads
+        if heads.setdefault(own, other) != other:
+            raise ValueError(
+                '`fit` needs one `teacher_head` for each head of the student. Found '
+                f"'{heads[own]}' and '{other}' for '{own}' (`losses.{term.name}`)."
+            )
 
 
 def _no_loss(seg_logits: Tensor, batch_data_samples: list) -> dict:

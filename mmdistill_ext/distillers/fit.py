@@ -20,7 +20,11 @@ class Fit:
         function: Config of the evaluation function, e.g. ``dict(type='ExponentialFit', b=10.0)``.
         split: A sample is a ``'unit'`` (pixel) or an ``'image'`` (FIT-3).
         threshold: With ``'image'``: share of units in (0, 1] that the teacher gets right in a
-            simple image.
+            simple image of a segmenter.
+        iou: Detectors: overlap in (0, 1] from which on the teacher's box is right.
+        score: Detectors: score in [0, 1) above which the teacher sees an object. By ``'unit'``,
+            background is right where there is none; by ``'image'``, an image is simple when every
+            object is seen and nothing else.
 
     Attributes:
         error: The fitting error x; 0 until it is first measured.
@@ -31,9 +35,19 @@ class Fit:
         KeyError: There is no such function.
     """
 
-    def __init__(self, function: dict, split: str = 'unit', threshold: float = 0.9) -> None:
+    def __init__(
+        self,
+        function: dict,
+        split: str = 'unit',
+        threshold: float = 0.9,
+        iou: float = 0.5,
+        score: float = 0.3,
+    ) -> None:
         check_choice('fit.split', split, SPLITS)
         check_threshold(threshold, 'fit.threshold')
+        check_threshold(iou, 'fit.iou')
+        if not isinstance(score, int | float) or not 0 <= score < 1:
+            raise ValueError(f'`fit.score` should be in [0, 1). Found {score!r}.')
         if not isinstance(function, dict) or 'type' not in function:
             raise ValueError(
                 "`fit.function` should be a config such as dict(type='ExponentialFit'). "
@@ -45,6 +59,8 @@ class Fit:
             raise ValueError(f'`fit.function`: {error}') from error
         self.by = split
         self.threshold = threshold
+        self.iou = iou
+        self.score = score
         self.error = 0.0
         self.watched = False
         self._records: list[Tensor] = []
@@ -79,7 +95,7 @@ class Fit:
                 f'`fit.function`={self.function} needs the fitting error. Add '
                 "dict(type='mmdistill_ext.FitHook') to `custom_hooks`; found none."
             )
-        return Split(self.by, self.threshold, self.weight)
+        return Split(self.by, self.threshold, self.weight, self.iou, self.score)
 
     def record(self, sums: Tensor) -> None:
         """Keep the sums of one step, as they lie on the device."""

@@ -100,9 +100,10 @@ class Teacher(nn.Module):
 
         Args:
             inputs: The student's input ``(B, 3, H, W)``, normalised and padded.
-            data_samples: The batch's data samples (their padding is read, never their labels).
+            data_samples: The batch's data samples (their sizes are read, never their labels).
             heads: Dotted paths in the teacher. A head that ``mode='tensor'`` does not run (an
-                auxiliary one) is called on the features.
+                auxiliary one) is called on the features. With ``'extract_feat'`` alone no head
+                runs.
 
         Returns:
             Path -> recorded call.
@@ -110,12 +111,15 @@ class Teacher(nn.Module):
         inputs = self.convert(inputs, data_samples)
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        paths = {head: head for head in heads}
-        with Taps(self.model, {**paths, 'features': 'extract_feat'}) as taps:
-            self.model(inputs, mode='tensor')
+        features = 'extract_feat'
+        with Taps(self.model, {head: head for head in (*heads, features)}) as taps:
+            if set(heads) == {features}:
+                self.model.extract_feat(inputs)
+            else:
+                self.model(inputs, data_samples, mode='tensor')
             for head in heads:
                 if not taps.all(head):
-                    self.model.get_submodule(head).forward(taps['features'].output)
+                    self.model.get_submodule(head).forward(taps[features].output)
             return {head: taps.all(head)[-1] for head in heads}
 
     def convert(self, inputs: Tensor, data_samples: list) -> Tensor:

@@ -55,9 +55,9 @@ def build_teacher_student(
         teacher: ``dict(model=..., checkpoint=...)``, with ``model`` in the same three forms (see
             :class:`~mmdistill_ext.distillers.teacher.Teacher`).
         losses: Name -> loss, e.g. ``dict(sel=dict(type='SelectiveLoss', temperature=2.0))``.
-            Besides the loss's own arguments each takes ``head`` and ``teacher_head`` (default
-            ``'decode_head'``), ``weight`` (>= 0), ``begin``, ``warmup`` and ``stop`` (iterations).
-            When all are off the teacher does not run.
+            Besides the loss's own arguments each takes ``head`` and ``teacher_head`` (by default
+            the one that the model predicts with), ``weight`` (>= 0), ``begin``, ``warmup`` and
+            ``stop`` (iterations). When all are off the teacher does not run.
         fuse_task_loss: Form the head's own cross-entropy in the same block-wise pass.
         fit: Learn from what the teacher gets wrong by F(x), e.g.
             ``dict(function=dict(type='ExponentialFit', b=10.0), split='unit')`` (see
@@ -86,8 +86,8 @@ def build_teacher_student(
     return model
 
 
-def _units_for(model: BaseModel) -> type:
-    """The class that pairs the heads of such a model's framework."""
+def _units_for(model: BaseModel) -> Callable:
+    """What pairs the heads of such a model's framework."""
     if has_framework('mmseg'):
         from mmseg.models.segmentors import BaseSegmentor
 
@@ -96,13 +96,11 @@ def _units_for(model: BaseModel) -> type:
 
             return SegmentationUnits
     if has_framework('mmdet'):
-        from mmdet.models.detectors import SingleStageDetector
+        from mmdistill_ext.units.detectors import is_detector, pair_detectors
 
-        if isinstance(model, SingleStageDetector):
-            from mmdistill_ext.units.dense_detection import DenseDetectionUnits
-
-            return DenseDetectionUnits
+        if is_detector(model):
+            return pair_detectors
     raise ValueError(
-        '`student` should be a segmentor of mmsegmentation or a single-stage detector of '
-        f'mmdetection. Found {type(model).__name__}.'
+        '`student` should be a segmentor of mmsegmentation, or a single-stage detector, two-stage '
+        f'detector or DETR of mmdetection. Found {type(model).__name__}.'
     )

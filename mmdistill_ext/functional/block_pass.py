@@ -62,6 +62,7 @@ class BlockPass:
     task: bool
     task_class_weight: Tensor | None
     split: str | None
+    given: Tensor | None  # (B, units) bool, which are simple
     threshold: float
     hard_weight: float
     block_bytes: int
@@ -117,7 +118,7 @@ class BlockPass:
         bins = (1 + label + self.classes * block.wins).where(block.valid, 0)
         self.histogram.scatter_add_(0, bins[0], torch.ones_like(bins[0]))
 
-        simple = self._split(image, block)
+        simple = self._split(image, block, place)
 
         weight = self._weigh(self.selection(block), block.valid, self.class_weight, label)
         self.distill_weight += weight.sum()
@@ -151,11 +152,14 @@ class BlockPass:
         )
         return Block(second, first, select_units(first, second, valid), teacher, labels, valid)
 
-    def _split(self, image: int, block: Block) -> Tensor | None:
+    def _split(self, image: int, block: Block, place: tuple) -> Tensor | None:
         """Count the teacher's right answers; where units are split, say which are simple."""
         if self.split is None:
             return None
-        right = simple_units(block.teacher, block.labels, self.ignore_index)
+        if self.given is not None:
+            right = self.given[place] & block.valid
+        else:
+            right = simple_units(block.teacher, block.labels, self.ignore_index)
         self.simple[image, 0] += right.sum()
         self.simple[image, 1] += block.valid.sum()
         return right if self.split == 'unit' else None

@@ -20,13 +20,13 @@ from .checks import (
     check_class_weight,
     check_difference,
     check_distance,
-    check_extra,
     check_factor,
     check_images,
     check_logits,
     check_same_classes,
     check_temperature,
     check_threshold,
+    check_units,
     num_label_classes,
 )
 from .fit import SPLITS
@@ -90,6 +90,7 @@ def blockwise_distillation(
     task: bool = False,
     task_class_weight: Tensor | None = None,
     split: str | None = None,
+    simple: Tensor | None = None,
     threshold: float = 0.9,
     hard_weight: float = 1.0,
     keep_contrast: bool = False,
@@ -126,6 +127,8 @@ def blockwise_distillation(
         split: Split both losses into simple and hard parts (FIT-3), by ``'unit'`` or ``'image'``,
             and weigh the hard ones by ``hard_weight`` (FIT-5). ``distill_weight`` and the task's
             denominators do not know of it.
+        simple: ``(B, ...)`` bool, the simple units, where more than the logits decides; ``split``
+            is then of no account.
         threshold: Share of units in (0, 1] that the teacher gets right in a simple image.
         hard_weight: ``F(x)``, >= 0.
         keep_contrast: Return where the teacher wins.
@@ -142,8 +145,8 @@ def blockwise_distillation(
     check_same_classes(student, teacher)
     channels, size = student.shape[1], target.shape[1:]
     check_difference(difference, channels, background)
-    check_extra('student_extra', student_extra, target)
-    check_extra('teacher_extra', teacher_extra, target)
+    check_units('student_extra', student_extra, target)
+    check_units('teacher_extra', teacher_extra, target)
     check_distance(distance, channels)
     check_temperature(temperature)
     check_class_weight(class_weight, channels, background)
@@ -154,6 +157,14 @@ def blockwise_distillation(
         check_choice('split', split, SPLITS)
         check_threshold(threshold)
         check_factor('hard_weight', hard_weight)
+        if simple is not None:
+            check_units('simple', simple, target)
+            split = 'unit'
+        elif background:
+            raise ValueError(
+                '`split` needs `simple` with `background=True`: the logits do not say whether a '
+                'box is right. Found None.'
+            )
         if split == 'image':
             check_images(target)
     if isinstance(selection, str):
@@ -180,6 +191,7 @@ def blockwise_distillation(
             None if task_class_weight is None else task_class_weight.to(target.device, dtype)
         ),
         split=split,
+        given=_flat(simple, target),
         threshold=threshold,
         hard_weight=hard_weight,
         block_bytes=block_bytes or (CPU_BLOCK_BYTES if on_cpu else DEVICE_BLOCK_BYTES),

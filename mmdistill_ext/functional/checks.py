@@ -131,12 +131,12 @@ def check_same_classes(student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def check_extra(name: str, extra: Tensor | None, target: Tensor) -> None:
-    """Raise ``ValueError`` unless there is one extra difference per unit."""
-    if extra is not None and extra.shape != target.shape:
+def check_units(name: str, values: Tensor | None, target: Tensor) -> None:
+    """Raise ``ValueError`` unless there is one value per unit."""
+    if values is not None and values.shape != target.shape:
         raise ValueError(
             f'`{name}` should have the shape of `target`, {tuple(target.shape)}. '
-            f'Found {tuple(extra.shape)}.'
+            f'Found {tuple(values.shape)}.'
         )
 
 

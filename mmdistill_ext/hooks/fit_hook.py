@@ -18,7 +18,7 @@ from mmdistill_ext.hooks.common import publish, unwrapped_model
 from mmdistill_ext.hooks.fit_state import FitState
 from mmdistill_ext.hooks.start_check_hook import scan_labels
 from mmdistill_ext.isolation import eval_mode, isolated_rng
-from mmdistill_ext.measurement import build_round_loader, find_pipeline, with_pipeline
+from mmdistill_ext.measurement import build_round_loader, find_pipeline, labels_first, with_pipeline
 from mmdistill_ext.plots import plot_fit
 from mmdistill_ext.registry import HOOKS
 
@@ -167,6 +167,8 @@ class FitHook(Hook):
     def _build_loaders(self, runner: Runner) -> dict[str, DataLoader]:
         key = 'val_dataloader' if self.dataloader is None else 'FitHook.dataloader'
         cfg = runner.cfg.get(key) if self.dataloader is None else self.dataloader
+        if self.distillation.main_term.units.labels_follow_image and cfg:
+            cfg = {**cfg, 'dataset': labels_first(cfg['dataset'])}
         loaders = {'val': build_round_loader(cfg, self.batches, runner.seed, key)}
         self._check(runner, loaders['val'], key)
         if self.measure_train:
@@ -184,10 +186,10 @@ class FitHook(Hook):
             if not units.has_labels(dataset[0]):
                 raise ValueError(
                     f'`{key}.dataset` should give labels to measure a GT loss on: its pipeline '
-                    'should load annotations. Found a sample without.'
+                    f'should load annotations ({units.label_kinds}). Found a sample without.'
                 )
             if self.check_labels and is_main_process():
-                classes, ignored = units.num_classes, units.ignore_index
+                classes, ignored = units.data_classes, units.ignore_index
                 scan_labels(dataset, self.check_labels, classes, ignored, key)
             self._sum(runner, [loader.collate_fn([dataset[0]])])
 

@@ -63,7 +63,7 @@ class StartCheckHook(Hook):
         units = distillation.terms[0].units
         with isolated_rng():
             if self.check_labels and is_main_process():
-                scan_labels(dataset, self.check_labels, units.num_classes, units.ignore_index)
+                scan_labels(dataset, self.check_labels, units.data_classes, units.ignore_index)
             if self.check_teacher:
                 scores = score_teacher(runner, distillation.teacher.model)
                 print_log(f'Teacher on the validation data: {scores}', logger='current')

@@ -62,15 +62,13 @@ class TeacherShareHook(Hook):
         if not (end or self.every_n_inner_iters(batch_idx, self.interval)):
             return
         distillation = unwrapped_model(runner).distillation
-        for name, loss in distillation.losses.items():
-            counts = loss.pop_counts() if hasattr(loss, 'pop_counts') else None
+        for term in distillation.terms:
+            counts = term.loss.pop_counts() if hasattr(term.loss, 'pop_counts') else None
             if counts is None:
                 continue
             all_reduce(counts)
-            classes = distillation.classes if self.per_class else ()
-            if classes and counts.shape[1] > len(classes):
-                classes = (*classes, 'background')
-            publish(runner.message_hub, shares(counts, name, classes))
+            classes = term.units.label_names(distillation.classes) if self.per_class else ()
+            publish(runner.message_hub, shares(counts, term.name, classes))
 
 
 def shares(counts: Tensor, name: str, classes: Sequence[str]) -> dict[str, float | None]:

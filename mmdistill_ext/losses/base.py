@@ -23,6 +23,7 @@ from mmdistill_ext.losses.averages import (
     scale_of,
 )
 from mmdistill_ext.losses.box import BoxTerm, box_ious
+from mmdistill_ext.losses.rows import weigh_rows
 from mmdistill_ext.losses.task import task_losses, task_scale, task_weight
 from mmdistill_ext.units.base import Contrast, Units
 
@@ -153,27 +154,55 @@ class PairLoss(nn.Module):
         compared = self.box is not None and self.selection == 'teacher_better'
         ious = box_ious(units.boxes) if compared else None
         result = self._run(units, ious)
-        losses = self._losses(result, units, weight)
+        scale = weight * self._scale(result, units)
+        losses = {'loss': scale * result.distill_sum, **self._shares(result)}
+        parts = []
+        if units.task is not None:
+            losses.update(task_losses(result, units.labels, units.task))
+        if units.split is not None:
+            parts.append(scale * result.distill_parts)
+            if units.task is not None:
+                parts.append(task_scale(result, units.labels, units.task) * result.task_parts)
+            if units.own is not None:
+                parts.append(units.own.parts)
         if self.box is not None:
-            losses['loss_box'] = weight * self._box_loss(result, units, ious)
+            losses['loss_box'], box_parts = self._box_loss(result, units, ious, weight)
+            parts.append(box_parts)
+        if units.split is not None:
+            losses['l_soft'], losses['l_hard'] = sum(parts).unbind()
         return losses
 
+    def _shares(self, result: BlockwiseResult) -> dict[str, Tensor]:
+        """More scalars for the log."""
+        return {}
+
     def _box_loss(
-        self, result: BlockwiseResult, units: Units, ious: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
-        selected = units.boxes.positive
+        self,
+        result: BlockwiseResult,
+        units: Units,
+        ious: tuple[Tensor, Tensor] | None,
+        weight: float,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The loss, and its parts ``(2,)`` if split."""
+        index = units.boxes.index
         if self.joint:
-            selected = selected & result.wins
+            selected = result.wins[index]
         elif ious is not None:
             student, teacher = ious
-            selected = selected & (teacher > student)  # the smaller 1 - IoU
-        scale = self.box.weight * scale_of(self._positives, 'positive')
-        return scale * self.box(units.boxes, selected)
+            selected = teacher > student  # the smaller 1 - IoU
+        else:
+            selected = torch.ones_like(index[0], dtype=torch.bool)
+        distances = self.box(units.boxes, selected)
+        scale = weight * self.box.weight * scale_of(self._positives, 'positive')
+        if units.split is None:
+            return scale * distances.sum(), None
+        return weigh_rows(distances, units.simple[index], units.split.hard_weight, scale)
 
     def _run(self, units: Units, ious: tuple[Tensor, Tensor] | None = None) -> BlockwiseResult:
         extras = (None, None)
         if self.joint:
-            extras = ((1 - iou).where(units.boxes.positive, 0) for iou in ious)
+            zeros = torch.zeros_like(units.labels, dtype=torch.float32)
+            extras = tuple(zeros.index_put(units.boxes.index, 1 - iou) for iou in ious)
         student_extra, teacher_extra = extras
         difference, distance = self.kinds(units.sigmoid)
         task_class_weight = units.task.class_weight if units.task is not None else None
@@ -183,6 +212,7 @@ class PairLoss(nn.Module):
         if units.split is not None:
             split = dict(
                 split=units.split.by,
+                simple=units.simple,
                 threshold=units.split.threshold,
                 hard_weight=units.split.hard_weight,
             )
@@ -208,28 +238,18 @@ class PairLoss(nn.Module):
         )
         self.counts = result.counts if self.counts is None else self.counts + result.counts
         if self.keep_contrast:
-            levels = units.boxes.levels if units.boxes is not None else ()
-            self._contrast = Contrast(result.wins, units.labels != units.ignore_index, levels)
+            valid = units.labels != units.ignore_index
+            self._contrast = Contrast(result.wins, valid, units.paint)
         return result
-
-    def _losses(self, result: BlockwiseResult, units: Units, weight: float) -> dict[str, Tensor]:
-        scale = weight * self._scale(result, units)
-        losses = {'loss': scale * result.distill_sum}
-        if units.task is not None:
-            losses.update(task_losses(result, units.labels, units.task))
-        if units.split is not None:
-            parts = scale * result.distill_parts
-            if units.task is not None:
-                parts = parts + task_scale(result, units.labels, units.task) * result.task_parts
-            losses['l_soft'], losses['l_hard'] = parts.unbind()
-        return losses
 
     def _scale(self, result: BlockwiseResult, units: Units) -> Tensor:
         """What the sum is multiplied by; one collective brings FIT's sums along (FIT-2)."""
         sums = denominators(result, self.average, self.class_weight)
         if units.split is not None and units.task is not None:
-            gt_sum, gt_weight = result.task_parts.sum(), task_weight(result, units.task)
-            sums = torch.cat((sums, torch.stack((gt_sum, gt_weight)), result.simple.to(sums)))
+            gt = torch.stack((result.task_parts.sum(), task_weight(result, units.task)))
+            sums = torch.cat((sums, gt, result.simple.to(sums)))
+        elif units.own is not None:
+            sums = torch.cat((sums, units.own.sums.to(sums), units.own.samples.to(sums)))
         all_reduce(sums)
         if len(sums) > 2:
             self._fit_sums = sums[2:]
@@ -241,7 +261,7 @@ class PairLoss(nn.Module):
 
         Returns:
             ``(4,)``: the task loss before ``F(x)`` and its weights (the first GT loss is their
-            quotient), simple samples and valid samples.
+            quotient; weights are pixels, of detectors images), simple samples and valid samples.
         """
         sums, self._fit_sums = self._fit_sums, None
         return sums

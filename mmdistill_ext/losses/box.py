@@ -14,7 +14,7 @@ BOX_DISTANCES = ('iou', 'l1', 'distribution')
 
 
 class BoxTerm(nn.Module):
-    """Distance between the boxes of student and teacher on positive units, summed.
+    """Distance between the boxes of student and teacher on positive units.
 
     ``iou``: 1 - GIoU; a teacher's box thinner than a pixel teaches nothing. ``l1``: mean of the
     four absolute differences, in strides of the unit. ``distribution``: ``T^2 KL`` between the
@@ -42,14 +42,14 @@ class BoxTerm(nn.Module):
         self.temperature = temperature
 
     def forward(self, boxes: Boxes, selected: Tensor) -> Tensor:
-        """Sum over the selected units.
+        """Distance of each positive unit.
 
         Args:
-            boxes: Of ``(B, N)`` units.
-            selected: ``(B, N)`` bool.
+            boxes: Of ``P`` units.
+            selected: ``(P,)`` bool.
 
         Returns:
-            A scalar; exactly 0, with gradient 0, when nothing is selected.
+            ``(P,)``; exactly 0, with gradient 0, where not selected.
         """
         if self.distance == 'iou':  # the gradient of GIoU explodes where there is no area
             sides = boxes.teacher[..., 2:] - boxes.teacher[..., :2]
@@ -69,11 +69,11 @@ class BoxTerm(nn.Module):
                 units = F.l1_loss(student, teacher, reduction='none').mean(-1) / boxes.scale
             else:
                 units = 1 - overlaps(student, teacher, 'giou')
-        return units.where(selected, 0).sum()
+        return units.where(selected, 0)
 
 
 def overlaps(first: Tensor, second: Tensor, mode: str = 'iou') -> Tensor:
-    """Aligned IoU or GIoU of boxes ``(B, N, 4)``, ``(B, N)``, in float32."""
+    """Aligned IoU or GIoU of boxes ``(P, 4)``, ``(P,)``, in float32."""
     from mmdet.structures.bbox import bbox_overlaps
 
     return bbox_overlaps(first.float(), second.float(), mode=mode, is_aligned=True)
@@ -81,12 +81,5 @@ def overlaps(first: Tensor, second: Tensor, mode: str = 'iou') -> Tensor:
 
 @torch.no_grad()
 def box_ious(boxes: Boxes) -> tuple[Tensor, Tensor]:
-    """IoU of the student's and the teacher's boxes with the assigned ones, 0 where there is none.
-
-    Returns:
-        Two of ``(B, N)``.
-    """
-    return tuple(
-        overlaps(predicted, boxes.target).where(boxes.positive, 0)
-        for predicted in (boxes.student, boxes.teacher)
-    )
+    """IoU of the student's and the teacher's boxes with the assigned ones, two of ``(P,)``."""
+    return tuple(overlaps(predicted, boxes.target) for predicted in (boxes.student, boxes.teacher))

@@ -9,7 +9,6 @@ from torch import Tensor
 from mmdistill_ext.functional import BlockwiseResult
 from mmdistill_ext.losses.base import PairLoss
 from mmdistill_ext.registry import MODELS
-from mmdistill_ext.units.base import Units
 
 
 @MODELS.register_module()
@@ -58,8 +57,6 @@ class SelectiveLoss(PairLoss):
             joint,
         )
 
-    def _losses(self, result: BlockwiseResult, units: Units, weight: float) -> dict[str, Tensor]:
-        losses = super()._losses(result, units, weight)
+    def _shares(self, result: BlockwiseResult) -> dict[str, Tensor]:
         valid, won = result.counts.sum(1).to(result.distill_weight)
-        losses['teacher_better'] = won / valid.clamp(min=1)
-        return losses
+        return dict(teacher_better=won / valid.clamp(min=1))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+Painter = Callable[[Tensor, Tensor], dict[str, tuple[Tensor, Tensor]]]
+"""Wins and validity of units -> suffix of a name -> maps ``(B, H, W)`` of both."""
 
 
 @dataclass(frozen=True)
@@ -29,45 +34,59 @@ class Split:
         by: ``'unit'`` or ``'image'``.
         threshold: Share of units in (0, 1] that the teacher gets right in a simple image.
         hard_weight: ``F(x)``, >= 0.
+        iou: Detectors: overlap from which on the teacher's box is right.
+        score: Detectors: score above which the teacher sees an object.
     """
 
     by: str
     threshold: float
     hard_weight: float
+    iou: float = 0.5
+    score: float = 0.3
 
 
-class Level(NamedTuple):
-    """One level of a detector's units."""
+@dataclass(frozen=True)
+class OwnSplit:
+    """How the own loss of a head was split, where the head formed it itself (FIT-4).
 
-    height: int
-    width: int
-    priors: int  # per location
-    stride: int
+    Args:
+        samples: ``(2,)``, number of simple samples and of all.
+        parts: ``(2,)``, the own loss of the simple and of the hard units, before ``F(x)``.
+        images: Number of images that the own loss is of.
+    """
+
+    samples: Tensor
+    parts: Tensor
+    images: int
+
+    @property
+    def sums(self) -> Tensor:
+        """``(2,)``: the own loss times the images, and their number (FIT-2)."""
+        total = self.parts.sum() * self.images
+        return torch.stack((total, torch.full_like(total, self.images)))
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """The boxes of a detector's units, decoded: ``(x1, y1, x2, y2)`` in pixels of the input.
+    """Boxes of a detector's ``P`` positive units, ``(x1, y1, x2, y2)`` in pixels of the input.
 
     Args:
-        student: ``(B, N, 4)``, with gradient.
-        teacher: ``(B, N, 4)``.
-        target: ``(B, N, 4)``, the assigned boxes; without meaning where there is none.
-        positive: ``(B, N)`` bool, where a box is assigned.
-        scale: ``(N,)``, stride of each unit, in pixels.
-        levels: Where the units lie: levels one after the other, within a level rows, columns,
-            priors.
-        student_distribution: ``(B, N, 4, n)``, logits over the distances of the four sides, of
-            heads that predict them; else None.
+        index: Image and unit of each, two of ``(P,)``.
+        student: ``(P, 4)``, with gradient.
+        teacher: ``(P, 4)``.
+        target: ``(P, 4)``, the assigned boxes.
+        scale: ``(P,)``, in pixels, what differences are measured in: stride of the location, side
+            of the RoI, size of the image.
+        student_distribution: ``(P, 4, n)``, logits over the distances of the four sides, of heads
+            that predict them; else None.
         teacher_distribution: The same of the teacher.
     """
 
+    index: tuple[Tensor, Tensor]
     student: Tensor
     teacher: Tensor
     target: Tensor
-    positive: Tensor
     scale: Tensor
-    levels: tuple[Level, ...] = ()
     student_distribution: Tensor | None = None
     teacher_distribution: Tensor | None = None
 
@@ -89,7 +108,10 @@ class Units:
         task: Set when the loss is to form the head's own cross-entropy in the same pass.
         split: Set when both are to be split into simple and hard samples.
         background: Sigmoid heads: labels go from 0 to C, which is background.
-        boxes: The units' boxes; None where there are none.
+        boxes: Boxes of the positive units; None where there are none.
+        simple: ``(B, ...)`` bool, with ``split``: the simple units, of heads that know them.
+        own: Set when the head formed its own loss in two parts.
+        paint: How wins and validity of the units become maps (see :class:`Contrast`).
     """
 
     student: Tensor
@@ -104,6 +126,9 @@ class Units:
     split: Split | None = None
     background: bool = False
     boxes: Boxes | None = None
+    simple: Tensor | None = None
+    own: OwnSplit | None = None
+    paint: Painter | None = None
 
 
 class Contrast(NamedTuple):
@@ -111,25 +136,11 @@ class Contrast(NamedTuple):
 
     wins: Tensor  # (B, ...) bool, the teacher
     valid: Tensor  # (B, ...) bool
-    levels: tuple[Level, ...] = ()
+    paint: Painter | None = None
 
     def maps(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Wins and validity as images ``(B, H, W)``.
+        """Wins and validity as images ``(B, H, W)``, by suffix of their names.
 
-        Units of an image are one map of its size. Those of a detector are one map per level, each
-        location as large as its stride; there the teacher wins where it wins most of the valid
-        priors.
+        Pixels are a map already; a detector's units are painted where they lie.
         """
-        if not self.levels:
-            return {'': (self.wins, self.valid)}
-        sizes = [level.height * level.width * level.priors for level in self.levels]
-        maps = {}
-        parts = zip(self.levels, self.wins.split(sizes, 1), self.valid.split(sizes, 1), strict=True)
-        for level, wins, valid in parts:
-            shape = (len(wins), level.height, level.width, level.priors)
-            won, known = wins.view(shape).sum(-1), valid.view(shape).sum(-1)
-            maps[f'_stride{level.stride}'] = tuple(
-                x.repeat_interleave(level.stride, 1).repeat_interleave(level.stride, 2)
-                for x in (2 * won > known, known > 0)
-            )
-        return maps
+        return self.paint(self.wins, self.valid) if self.paint else {'': (self.wins, self.valid)}

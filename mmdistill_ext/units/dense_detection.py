@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from mmdistill_ext.functional.selective import full_precision
-from mmdistill_ext.taps import Call, resolve
-from mmdistill_ext.units.base import Boxes, Split, TaskLoss, Units
+from mmdistill_ext.taps import Call, Taps, resolve
+from mmdistill_ext.units.base import Boxes, Split, Units
 from mmdistill_ext.units.dense_families import FAMILIES, DenseFamily, find_family
+from mmdistill_ext.units.dense_pairing import DensePairing, DenseSplit
+from mmdistill_ext.units.detection import IGNORED, DetectionUnits, ground_truth
 
 if TYPE_CHECKING:
     from mmdet.structures import DetDataSample
 
-IGNORED = -1
-"""Label of units that take no part in the student's loss."""
 
-
-class DenseDetectionUnits:
+class DenseDetectionUnits(DetectionUnits):
     """Pairs a single-stage head of the student with one of the teacher, location by location.
 
     The student's predictions are the arguments of its own ``loss_by_feat`` while it computes its
-    loss, the labels and boxes those that its own ``get_targets`` assigns then; nothing is assigned
-    twice. The heads may be of different families as long as they have the same locations.
+    loss, the labels and boxes those that its own target assignment gave then; nothing is assigned
+    twice. The heads may be of different families as long as they have the same locations. Levels
+    that only one of them has are left to the labels.
 
     Args:
         student: The student, an mmdet single-stage detector.
@@ -38,10 +39,6 @@ class DenseDetectionUnits:
             what can.
     """
 
-    ignore_index = IGNORED
-    default_head = 'bbox_head'
-    background = True
-
     def __init__(
         self, student: nn.Module, teacher: nn.Module, head: str, teacher_head: str, key: str
     ) -> None:
@@ -49,10 +46,12 @@ class DenseDetectionUnits:
         self.teacher = _find(teacher, teacher_head, f'{key}.teacher_head')
         self.head = self.student.head
         _check_pair(self.student.head, self.teacher.head, key)
+        self.student_levels, self.teacher_levels = _common_levels(self.student, self.teacher, key)
         self.sigmoid = self.head.use_sigmoid_cls
         self.predicts = True
+        self.heads = head, teacher_head
         self.student_tap = f'{head}.loss_by_feat'
-        self.targets_tap = f'{head}.get_targets'
+        self.targets_tap = f'{head}.{self.student.targets}'
         self.student_taps = (self.student_tap, self.targets_tap)
         self.teacher_tap = teacher_head
         self.prefix = head.replace('_head', '')
@@ -63,65 +62,51 @@ class DenseDetectionUnits:
         bins = [getattr(family.head, 'reg_max', None) for family in (self.student, self.teacher)]
         return ('iou', 'l1', 'distribution') if bins[0] and bins[0] == bins[1] else ('iou', 'l1')
 
-    @property
-    def num_classes(self) -> int:
-        """Number of label classes, background not counted."""
-        return self.head.num_classes
-
-    def task_loss(self, key: str) -> TaskLoss:
-        """Refused: a detector's own loss is no plain cross-entropy.
-
-        Raises:
-            ValueError: Always.
-        """
-        raise ValueError(
-            f'`{key}` needs a head whose loss is one softmax CrossEntropyLoss, as segmenters have. '
-            f'Found {type(self.head).__name__}.'
-        )
-
     def __call__(
         self,
-        student_calls: dict[str, Call],
+        taps: Taps,
         teacher_call: Call,
         data_samples: list[DetDataSample],
-        task: TaskLoss | None = None,
         split: Split | None = None,
+        own: DenseSplit | None = None,
     ) -> Units:
         """Build the units of one step from the tapped calls."""
-        scores, boxes = student_calls[self.student_tap].args[:2]
-        teacher_scores, teacher_boxes = teacher_call.output[:2]
-        sizes = [level.shape[-2:] for level in scores]
-        _check_sizes(sizes, [level.shape[-2:] for level in teacher_scores])
-        # Priors and boxes are in full precision under AMP too: half of it is pixels off.
-        boxes = full_precision(self.student.flatten(boxes, self.student.box_channels()))
-        priors = self.student.priors(sizes, boxes)
-        strides = self.student.strides(sizes, boxes)
-        targets = student_calls[self.targets_tap].output
+        found = own.pairing if own else DensePairing(self, taps, teacher_call)
+        mine = found.student_boxes(*found.index)
         with torch.no_grad():
-            assigned = self.student.assigned(targets, priors, strides)
-            flat = self.teacher.flatten(teacher_boxes, self.teacher.box_channels())
-            teacher_boxes = full_precision(flat)
-            teacher_priors = self.teacher.priors(sizes, teacher_boxes)
-            decoded = self.teacher.decode(teacher_priors, strides, teacher_boxes)
-        channels = self.head.cls_out_channels
+            its = found.teacher_boxes(*found.index)
+        labels = found.assigned.labels.where(found.assigned.classified, IGNORED)
         return Units(
-            student=self.student.flatten(scores, channels).transpose(1, 2),
-            teacher=self.teacher.flatten(teacher_scores, channels).transpose(1, 2),
-            labels=assigned.labels.where(assigned.valid, IGNORED),
+            student=found.student_scores.transpose(1, 2),
+            teacher=found.teacher_scores.transpose(1, 2),
+            labels=labels,
             ignore_index=IGNORED,
             sigmoid=self.sigmoid,
             background=self.sigmoid,
             boxes=Boxes(
-                student=self.student.decode(priors, strides, boxes),
-                teacher=decoded,
-                target=assigned.boxes,
-                positive=assigned.valid & (assigned.labels < self.num_classes),
-                scale=strides,
-                levels=self.student.levels(sizes),
-                student_distribution=self.student.distribution(boxes),
-                teacher_distribution=self.teacher.distribution(teacher_boxes),
+                index=found.index,
+                student=self.student.decode(*mine),
+                teacher=found.teacher_decoded,
+                target=found.target_boxes,
+                scale=mine[1],
+                student_distribution=self.student.distribution(mine[2]),
+                teacher_distribution=self.teacher.distribution(its[2]),
             ),
+            paint=found.levels,
+            split=split,
+            simple=own.simple if own else None,
+            own=own.result(self.own_losses(taps[self.student_tap])) if own else None,
         )
+
+    @contextmanager
+    def split_own(
+        self, taps: Taps, teacher_call: Call, data_samples: list[DetDataSample], split: Split
+    ) -> Iterator[DenseSplit]:
+        """Take part in the head's own loss; gives what the units are to be built with."""
+        pairing = DensePairing(self, taps, teacher_call)
+        own = DenseSplit(pairing, ground_truth(data_samples), split)
+        with own.loss(), self.student.rows(own.loss, lambda: own.levels):
+            yield own
 
 
 def _find(model: nn.Module, path: str, key: str) -> DenseFamily:
@@ -136,13 +121,18 @@ def _find(model: nn.Module, path: str, key: str) -> DenseFamily:
     return family
 
 
+def _refuse(
+    rule: str, key: str, student: nn.Module, teacher: nn.Module, own: object, other: object
+) -> None:
+    raise ValueError(
+        f"Student and teacher should have {rule} (`{key}`). Found {own} in the student's "
+        f"{type(student).__name__}, {other} in the teacher's {type(teacher).__name__}."
+    )
+
+
 def _check_pair(student: nn.Module, teacher: nn.Module, key: str) -> None:
     def refuse(rule: str, own: object, other: object) -> None:
-        raise ValueError(
-            f'Student and teacher should have {rule} (`{key}`). Found {own} in the '
-            f"student's {type(student).__name__}, {other} in the teacher's "
-            f'{type(teacher).__name__}.'
-        )
+        _refuse(rule, key, student, teacher, own, other)
 
     if student.num_classes != teacher.num_classes:
         refuse('the same `num_classes`', student.num_classes, teacher.num_classes)
@@ -151,25 +141,39 @@ def _check_pair(student: nn.Module, teacher: nn.Module, key: str) -> None:
             'both sigmoid or both softmax scores', student.use_sigmoid_cls, teacher.use_sigmoid_cls
         )
     own, other = student.prior_generator, teacher.prior_generator
-    if [tuple(s) for s in own.strides] != [tuple(s) for s in other.strides]:
-        refuse('the same strides, level by level', own.strides, other.strides)
-    if own.num_base_priors != other.num_base_priors:
+    if set(own.num_base_priors) != set(other.num_base_priors):
         refuse(
-            'as many priors per location: heads with one (ATSS, GFL, FCOS, RTMDet) pair among each '
-            'other, RetinaNet with RetinaNet',
+            'as many priors per location: heads with one (ATSS, GFL, FCOS, RTMDet, YOLOX) pair '
+            'among each other, RetinaNet with RetinaNet',
             own.num_base_priors,
             other.num_base_priors,
         )
-    if own.num_base_priors[0] > 1:
-        mine, its = (torch.cat(list(generator.base_anchors)) for generator in (own, other))
-        differs = (mine.cpu() != its.cpu()).any(1)
-        if differs.any():
-            refuse('the same anchors', mine[differs][0].tolist(), its[differs][0].tolist())
 
 
-def _check_sizes(student: list, teacher: list) -> None:
-    if student != teacher:
-        raise ValueError(
-            'Student and teacher should have feature maps of the same sizes, level by level. '
-            f'Found {[tuple(s) for s in student]} and {[tuple(s) for s in teacher]}.'
+def _common_levels(
+    student: DenseFamily, teacher: DenseFamily, key: str
+) -> tuple[list[int], list[int]]:
+    """Places of the levels of equal stride in either."""
+    heads = student.head, teacher.head
+    common = [stride for stride in student.strides if stride in teacher.strides]
+    if not common:
+        _refuse(
+            'at least one level of the same stride: pair it with a teacher of such levels',
+            key,
+            *heads,
+            student.strides,
+            teacher.strides,
         )
+    places = tuple([family.strides.index(s) for s in common] for family in (student, teacher))
+    generators = [head.prior_generator for head in heads]
+    if generators[0].num_base_priors[0] > 1:
+        mine, its = (
+            torch.cat([generator.base_anchors[i] for i in chosen]).cpu()
+            for generator, chosen in zip(generators, places, strict=True)
+        )
+        differs = (mine != its).any(1)
+        if differs.any():
+            _refuse(
+                'the same anchors', key, *heads, mine[differs][0].tolist(), its[differs][0].tolist()
+            )
+    return places

@@ -6,22 +6,37 @@ level rows, columns, priors.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from mmdet.models.dense_heads import ATSSHead, FCOSHead, GFLHead, RetinaHead, RTMDetHead
+from mmdet.models.dense_heads import (
+    ATSSHead,
+    FCOSHead,
+    GFLHead,
+    RetinaHead,
+    RTMDetHead,
+    YOLOXHead,
+)
 from mmdet.structures.bbox import distance2bbox
 from torch import Tensor, nn
 
-from mmdistill_ext.units.base import Level
+from mmdistill_ext.taps import Call, wrapped
+from mmdistill_ext.units.maps import Level, Levels
+from mmdistill_ext.units.own_loss import OwnLoss
+
+Split = Callable[[], list[tuple[Tensor, Tensor]]]
+"""Gives simple and positive units ``(B, n)`` of each level."""
 
 
 class Assigned(NamedTuple):
     """The student's own target assignment."""
 
     labels: Tensor  # (B, N), the head's number of classes for background
-    valid: Tensor  # (B, N) bool
-    boxes: Tensor  # (B, N, 4), decoded
+    valid: Tensor  # (B, N) bool, the unit is learned from
+    targets: Tensor  # (B, N, 4), as the head encodes boxes; without meaning where background
+    classified: Tensor  # (B, N) bool, its class is
 
 
 class DenseFamily:
@@ -32,69 +47,103 @@ class DenseFamily:
     """
 
     kind: type
-    first = 0  # place of the labels in what `get_targets` returns
+    first = 0  # place of the labels in what the method of targets returns
+    targets = 'get_targets'
 
     def __init__(self, head: nn.Module) -> None:
         self.head = head
 
-    def priors(self, sizes: list[torch.Size], like: Tensor) -> Tensor:
-        """``(N, 2 or 4)``, points or anchors."""
-        return torch.cat(
-            self.head.prior_generator.grid_priors(sizes, dtype=like.dtype, device=like.device)
-        )
+    @property
+    def strides(self) -> list[int]:
+        """Stride of each level, in pixels."""
+        return [int(stride[0]) for stride in self.head.prior_generator.strides]
 
-    def strides(self, sizes: list[torch.Size], like: Tensor) -> Tensor:
-        """``(N,)``, the stride of each unit in pixels."""
-        return torch.cat(
-            [
-                like.new_full((level.height * level.width * level.priors,), float(level.stride))
-                for level in self.levels(sizes)
-            ]
-        )
+    def levels(self, sizes: Sequence[torch.Size]) -> Levels:
+        """Where the units of all levels lie."""
+        priors = self.head.prior_generator.num_base_priors
+        parts = zip(sizes, priors, self.strides, strict=True)
+        return Levels(Level(*size, count, stride) for size, count, stride in parts)
 
-    def levels(self, sizes: list[torch.Size]) -> tuple[Level, ...]:
-        """Where the units lie."""
+    def priors(self, sizes: Sequence[torch.Size], like: Tensor) -> list[Tensor]:
+        """Points or anchors of each level, ``(n, 2 or 4)``."""
         generator = self.head.prior_generator
-        levels = zip(sizes, generator.num_base_priors, generator.strides, strict=True)
-        return tuple(Level(*size, priors, int(stride[0])) for size, priors, stride in levels)
+        return generator.grid_priors(sizes, dtype=like.dtype, device=like.device)
 
-    def flatten(self, maps: list[Tensor], channels: int) -> Tensor:
+    def flatten(self, maps: Sequence[Tensor], channels: int) -> Tensor:
         """``(B, A * channels, H, W)`` of each level -> ``(B, N, channels)``."""
         return torch.cat([m.permute(0, 2, 3, 1).reshape(len(m), -1, channels) for m in maps], 1)
 
     def decode(self, priors: Tensor, strides: Tensor, predicted: Tensor) -> Tensor:
-        """What the head predicts for boxes, ``(B, N, D)`` -> boxes ``(B, N, 4)``."""
-        flat = self.head.bbox_coder.decode(
-            priors.repeat(len(predicted), 1), predicted.flatten(0, 1)
-        )
-        return flat.view(*predicted.shape[:2], 4)
+        """What the head predicts for ``P`` boxes, ``(P, D)`` -> boxes ``(P, 4)``."""
+        return self.head.bbox_coder.decode(priors, predicted)
+
+    def decode_targets(self, priors: Tensor, strides: Tensor, targets: Tensor) -> Tensor:
+        """Targets of ``P`` boxes -> boxes ``(P, 4)``."""
+        if getattr(self.head, 'reg_decoded_bbox', True):
+            return targets
+        return DenseFamily.decode(self, priors, strides, targets)
+
+    def confidence(self, outputs: Sequence[Sequence[Tensor]], scores: Tensor) -> Tensor:
+        """Scores in [0, 1], ``(B, N, classes)``, of a softmax with background as the last.
+
+        Args:
+            outputs: What the head gave, level by level.
+            scores: Its first output, flattened.
+        """
+        if self.head.use_sigmoid_cls:
+            return scores.sigmoid()
+        return scores.softmax(-1)
 
     def box_channels(self) -> int:
         """Numbers that the head predicts per box."""
         return 4
 
     def distribution(self, predicted: Tensor) -> Tensor | None:
-        """``(B, N, 4, n)`` logits over the distances of the sides, of heads that predict them."""
+        """``(P, 4, n)`` logits over the distances of the sides, of heads that predict them."""
         return None
 
-    def assigned(self, targets: tuple, priors: Tensor, strides: Tensor) -> Assigned:
-        """Read what ``get_targets`` returned."""
-        labels, weights, boxes = (
-            torch.cat(targets[place], 1) for place in range(self.first, self.first + 3)
-        )
-        return Assigned(labels, weights > 0, self.target_boxes(boxes, priors, strides))
+    def assigned(self, calls: list[Call], levels: Levels) -> Assigned:
+        """Read what the method of targets returned; of all levels."""
+        places = slice(self.first, self.first + 3)
+        labels, weights, boxes = (torch.cat(part, 1) for part in calls[-1].output[places])
+        return Assigned(labels, weights > 0, boxes, weights > 0)
 
-    def target_boxes(self, targets: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
-        """Box targets as boxes."""
-        if getattr(self.head, 'reg_decoded_bbox', True):
-            return targets
-        return DenseFamily.decode(self, priors, strides, targets)
+    @contextmanager
+    def rows(self, own: OwnLoss, split: Split) -> Iterator[None]:
+        """Tell the head's loss modules which of their rows are simple.
+
+        Args:
+            own: Takes part in the head's loss.
+            split: Gives simple and positive units ``(B, n)`` of each level, once the head has its
+                targets.
+        """
+        level = -1
+
+        def count(single):
+            def counting(*args, **kwargs):
+                nonlocal level
+                level += 1
+                return single(*args, **kwargs)
+
+            return counting
+
+        def rows(name: str) -> Tensor:
+            simple, positive = (x.flatten() for x in split()[level])
+            return simple if name in self.all_rows else simple[positive]
+
+        own.rows = rows
+        with wrapped(self.head, 'loss_by_feat_single', count):
+            yield
+
+    all_rows: tuple[str, ...] = ('loss_cls',)
+    """Loss modules that see all units; the others see the positive ones."""
 
 
 class Retina(DenseFamily):
     """RetinaNet: anchors, deltas."""
 
     kind = RetinaHead
+    all_rows = ('loss_cls', 'loss_bbox')
 
 
 class ATSS(DenseFamily):
@@ -115,16 +164,15 @@ class GFL(DenseFamily):
         return 4 * (self.head.reg_max + 1)
 
     def distribution(self, predicted: Tensor) -> Tensor:
-        """``(B, N, 4, reg_max + 1)``."""
-        return predicted.view(*predicted.shape[:2], 4, -1)
+        """``(P, 4, reg_max + 1)``."""
+        return predicted.view(len(predicted), 4, self.head.reg_max + 1)
 
     def decode(self, priors: Tensor, strides: Tensor, predicted: Tensor) -> Tensor:
         """Expected distances from the anchor's centre."""
-        distances = self.head.integral(predicted.flatten(0, 1)).view(*predicted.shape[:2], 4)
-        centers = self.head.anchor_center(priors)
-        return distance2bbox(centers.expand(len(predicted), -1, 2), distances * strides[:, None])
+        distances = self.head.integral(predicted) * strides[:, None]
+        return distance2bbox(self.head.anchor_center(priors), distances)
 
-    def target_boxes(self, targets: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
+    def decode_targets(self, priors: Tensor, strides: Tensor, targets: Tensor) -> Tensor:
         """They are boxes."""
         return targets
 
@@ -137,9 +185,9 @@ class RTMDet(DenseFamily):
 
     def decode(self, priors: Tensor, strides: Tensor, predicted: Tensor) -> Tensor:
         """Distances from the point, in pixels."""
-        return distance2bbox(priors[:, :2].expand(len(predicted), -1, 2), predicted)
+        return distance2bbox(priors[:, :2], predicted)
 
-    def target_boxes(self, targets: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
+    def decode_targets(self, priors: Tensor, strides: Tensor, targets: Tensor) -> Tensor:
         """They are boxes."""
         return targets
 
@@ -155,19 +203,83 @@ class FCOS(DenseFamily):
             predicted = predicted * strides[:, None]
         return super().decode(priors, strides, predicted)
 
-    def assigned(self, targets: tuple, priors: Tensor, strides: Tensor) -> Assigned:
+    def decode_targets(self, priors: Tensor, strides: Tensor, targets: Tensor) -> Tensor:
+        """They are in strides in eval mode too."""
+        if self.head.norm_on_bbox:
+            targets = targets * strides[:, None]
+        return DenseFamily.decode(self, priors, strides, targets)
+
+    def assigned(self, calls: list[Call], levels: Levels) -> Assigned:
         """Levels of images one after the other; every point has a label."""
-        images = sum(map(len, targets[0])) // len(priors)
-        labels = torch.cat([level.view(images, -1) for level in targets[0]], 1)
-        distances = torch.cat([level.view(images, -1, 4) for level in targets[1]], 1)
-        if self.head.norm_on_bbox:  # in eval mode too
-            distances = distances * strides[:, None]
-        boxes = DenseFamily.decode(self, priors, strides, distances)
-        return Assigned(labels, torch.ones_like(labels, dtype=torch.bool), boxes)
+        labels, boxes = calls[-1].output[:2]
+        sizes = [level.height * level.width for level in levels]
+        labels = torch.cat([x.view(-1, n) for x, n in zip(labels, sizes, strict=True)], 1)
+        boxes = torch.cat([x.view(-1, n, 4) for x, n in zip(boxes, sizes, strict=True)], 1)
+        every = torch.ones_like(labels, dtype=torch.bool)
+        return Assigned(labels, every, boxes, every)
+
+    @contextmanager
+    def rows(self, own: OwnLoss, split: Split) -> Iterator[None]:
+        """All levels at once."""
+
+        def rows(name: str) -> Tensor:
+            simple, positive = (
+                torch.cat([part.flatten() for part in parts])
+                for parts in zip(*split(), strict=True)
+            )
+            return simple if name in self.all_rows else simple[positive]
+
+        own.rows = rows
+        yield
+
+
+class YOLOX(DenseFamily):
+    """YOLOX: points, centre and log size; only positive units have a class, the rest has none."""
+
+    kind = YOLOXHead
+    targets = '_get_targets_single'
+    all_rows = ('loss_obj',)
+
+    def decode(self, priors: Tensor, strides: Tensor, predicted: Tensor) -> Tensor:
+        """As the head does it."""
+        points = torch.cat((priors[:, :2], strides[:, None].expand(-1, 2)), 1)
+        return self.head._bbox_decode(points, predicted[None])[0]
+
+    def decode_targets(self, priors: Tensor, strides: Tensor, targets: Tensor) -> Tensor:
+        """They are boxes."""
+        return targets
+
+    def assigned(self, calls: list[Call], levels: Levels) -> Assigned:
+        """One call per image, with the class and the box of its positive points."""
+        positive = torch.stack([call.output[0] for call in calls])
+        classes, boxes = (torch.cat([call.output[place] for call in calls]) for place in (1, 3))
+        labels = positive.new_full(positive.shape, self.head.num_classes, dtype=torch.long)
+        labels[positive] = classes.argmax(1)
+        targets = boxes.new_zeros(*positive.shape, 4)
+        targets[positive] = boxes
+        known = positive.index_put((positive,), classes.sum(1) > 0)  # targets are times the IoU
+        return Assigned(labels, torch.ones_like(positive), targets, known)
+
+    def confidence(self, outputs: Sequence[Sequence[Tensor]], scores: Tensor) -> Tensor:
+        """Of the class times that there is an object: the class alone means nothing elsewhere."""
+        return super().confidence(outputs, scores) * self.flatten(outputs[2], 1).sigmoid()
+
+    @contextmanager
+    def rows(self, own: OwnLoss, split: Split) -> Iterator[None]:
+        """All levels at once, images one after the other."""
+
+        def rows(name: str) -> Tensor:
+            simple, positive = (
+                torch.cat(parts, 1).flatten() for parts in zip(*split(), strict=True)
+            )
+            return simple if name in self.all_rows else simple[positive]
+
+        own.rows = rows
+        yield
 
 
 OWN_LOSS = ('get_targets', '_get_targets_single', 'loss_by_feat', 'loss_by_feat_single')
-FAMILIES = (RTMDet, GFL, ATSS, FCOS, Retina)
+FAMILIES = (RTMDet, GFL, ATSS, FCOS, YOLOX, Retina)
 
 
 def find_family(head: nn.Module) -> DenseFamily | None:

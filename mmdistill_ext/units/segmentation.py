@@ -10,7 +10,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import CrossEntropyLoss
 from torch import Tensor, nn
 
-from mmdistill_ext.taps import Call, resolve
+from mmdistill_ext.taps import Call, Taps, resolve
 from mmdistill_ext.units.base import Split, TaskLoss, Units
 
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ class SegmentationUnits:
     Args:
         student: The student, an mmseg segmentor.
         teacher: The teacher, an mmseg segmentor.
-        head: Path of the student's head, e.g. ``'decode_head'`` or ``'auxiliary_head.0'``.
-        teacher_head: Path of the teacher's head.
+        head: Path of the student's head, e.g. ``'auxiliary_head.0'``; ``'decode_head'`` when not
+            given.
+        teacher_head: Path of the teacher's head; ``'decode_head'`` when not given.
         key: The config key to name in errors.
 
     Raises:
@@ -37,13 +38,21 @@ class SegmentationUnits:
             classes or output channels.
     """
 
-    default_head = 'decode_head'
     background = False
     box_distances = ()
+    splits_own = False
+    labels_follow_image = False  # predictions are brought to the size of the labels
+    label_kinds = 'gt_sem_seg'
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, head: str, teacher_head: str, key: str
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        head: str | None,
+        teacher_head: str | None,
+        key: str,
     ) -> None:
+        head, teacher_head = head or 'decode_head', teacher_head or 'decode_head'
         self.head = _find_head(student, head, f'{key}.head')
         self.teacher_head = _find_head(teacher, teacher_head, f'{key}.teacher_head')
         for name in ('num_classes', 'out_channels'):
@@ -59,6 +68,7 @@ class SegmentationUnits:
         final = student.decode_head
         final = final[-1] if isinstance(final, nn.ModuleList) else final
         self.predicts = self.head is final
+        self.heads = head, teacher_head
         self.student_tap = f'{head}.loss_by_feat'
         self.student_taps = (self.student_tap,)
         self.teacher_tap = teacher_head
@@ -68,6 +78,15 @@ class SegmentationUnits:
     def num_classes(self) -> int:
         """Number of label classes."""
         return self.head.num_classes
+
+    @property
+    def data_classes(self) -> int:
+        """Number of classes of the data."""
+        return self.head.num_classes
+
+    def label_names(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of the labels, given those of the data's classes."""
+        return classes
 
     @property
     def ignore_index(self) -> int:
@@ -109,22 +128,21 @@ class SegmentationUnits:
 
     def __call__(
         self,
-        student_calls: dict[str, Call],
+        taps: Taps,
         teacher_call: Call,
         data_samples: list[SegDataSample],
-        task: TaskLoss | None = None,
         split: Split | None = None,
+        own: None = None,
     ) -> Units:
         """Build the units of one step from the tapped calls."""
         return Units(
-            student=_logits(student_calls[self.student_tap].args[0], self.student_tap),
+            student=_logits(taps[self.student_tap].args[0], self.student_tap),
             teacher=_logits(teacher_call.output, self.teacher_tap),
             labels=torch.stack([sample.gt_sem_seg.data.squeeze(0) for sample in data_samples]),
             ignore_index=self.head.ignore_index,
             sigmoid=self.sigmoid,
             student_align_corners=self.head.align_corners,
             teacher_align_corners=self.teacher_head.align_corners,
-            task=task,
             split=split,
         )
 

@@ -59,7 +59,12 @@ def test_fit_is_built_from_a_config(wrap, prefix):
 
 def test_defaults():
     fit = Fit(CONSTANT)
-    assert fit.split() == Split('unit', 0.9, 1.0)
+    assert fit.split() == Split('unit', 0.9, 1.0, iou=0.5, score=0.3)
+
+
+def test_rules_of_detectors():
+    assert Fit(CONSTANT, iou=1, score=0).split() == Split('unit', 0.9, 1.0, 1, 0)
+    assert Fit(CONSTANT, 'image', iou=0.7, score=0.1).split() == Split('image', 0.9, 1, 0.7, 0.1)
 
 
 def test_a_function_of_ones_own(register):
@@ -101,6 +106,14 @@ def test_a_function_that_gives_no_weight_is_refused(register, value):
         (dict(threshold=1.01), 'fit.threshold=1.01'),
         (dict(threshold=math.nan), 'fit.threshold=nan'),
         (dict(threshold='0.9'), "fit.threshold='0.9'"),
+        (dict(iou=0), r'`fit.iou` should be in \(0, 1\]. Found fit.iou=0'),
+        (dict(iou=1.01), 'fit.iou=1.01'),
+        (dict(iou=math.nan), 'fit.iou=nan'),
+        (dict(iou='0.5'), "fit.iou='0.5'"),
+        (dict(score=1), r'`fit.score` should be in \[0, 1\). Found 1'),
+        (dict(score=-0.1), '`fit.score`.*Found -0.1'),
+        (dict(score=math.nan), '`fit.score`.*Found nan'),
+        (dict(score='0.3'), "`fit.score`.*Found '0.3'"),
         (dict(function='ExponentialFit'), "`fit.function` should be a config.*'ExponentialFit'"),
         (dict(function=None), '`fit.function` should be a config.*None'),
         (dict(function=dict(type='ExponentialFit', b=1)), '`fit.function`: .*`b`.*> 1. Found b=1'),

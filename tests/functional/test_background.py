@@ -279,3 +279,48 @@ def test_extras_of_another_shape_are_refused_by_name(name, shape):
             background=True,
             **{name: torch.zeros(shape)},
         )
+
+
+KINDS = dict(difference='bce', distance='bce', ignore_index=IGNORED, background=True)
+
+
+@pytest.mark.parametrize('hard_weight', [0, 0.3, 1])
+@pytest.mark.parametrize('selection', ['all', 'teacher_better'])
+def test_given_simple_units_split_the_sum(selection, hard_weight):
+    student, teacher, labels, costs = make(dtype=torch.float64)
+    simple = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1)) < 0.6
+    found = blockwise_distillation(
+        student,
+        teacher,
+        labels,
+        selection=selection,
+        split='image',
+        simple=simple,
+        hard_weight=hard_weight,
+        student_extra=costs[0],
+        teacher_extra=costs[1],
+        block_bytes=1,
+        **KINDS,
+    )
+    own, other = (
+        reference(x.detach(), labels) + c for x, c in zip((student, teacher), costs, strict=True)
+    )
+    valid = labels != IGNORED
+    selected = valid & ((other < own) | (selection == 'all'))
+    units = unit_distillation(student, teacher, 'bce') * selected
+    parts = torch.stack([units[simple].sum(), units[~simple].sum()])
+    total = parts[0] + hard_weight * parts[1]
+    torch.testing.assert_close(found.distill_parts, parts.detach())
+    torch.testing.assert_close(found.distill_sum, total)
+    gradients = [torch.autograd.grad(x, student)[0] for x in (found.distill_sum, total)]
+    torch.testing.assert_close(*gradients)
+    assert found.simple.tolist() == [(simple & valid).sum(), valid.sum()]
+    assert found.distill_weight == selected.sum()
+    assert parts.min() > 0
+
+
+@pytest.mark.parametrize('split', ['unit', 'image'])
+def test_a_split_needs_to_be_told_what_is_simple(split):
+    student, teacher, labels, _ = make()
+    with pytest.raises(ValueError, match='`split` needs `simple` with `background=True`.*None'):
+        blockwise_distillation(student, teacher, labels, split=split, **KINDS)

@@ -434,3 +434,40 @@ def test_bad_values_are_named(change, message):
     student, teacher, target = make(4)
     with pytest.raises(ValueError, match=message):
         blockwise_distillation(student, teacher, target, **(dict(split='image') | change))
+
+
+@pytest.mark.parametrize('block_bytes', BLOCKS)
+@pytest.mark.parametrize('split', SPLITS)
+def test_given_simple_units_take_the_place_of_the_logits_answer(split, block_bytes):
+    student, teacher, target = make(4)
+    given = torch.rand(target.shape, generator=torch.Generator().manual_seed(1)) < 0.6
+    kwargs = dict(hard_weight=0.3, block_bytes=block_bytes)
+    found = run(student, teacher, target, split, simple=given, threshold=1.0, **kwargs)
+    valid = target != 255
+    log = [(x / 2).log_softmax(1) for x in (student, teacher)]
+    distill = 4 * F.kl_div(*log, reduction='none', log_target=True).sum(1)
+    task = F.cross_entropy(student, target, reduction='none', ignore_index=255)
+    for name, units in (('distill', distill), ('task', task)):
+        parts = torch.stack([units[given & valid].sum(), units[~given & valid].sum()])
+        total = parts[0] + 0.3 * parts[1]
+        assert_near(getattr(found, f'{name}_parts'), parts.detach(), 1e-4)
+        assert_near(getattr(found, f'{name}_sum'), total, 1e-4)
+        assert_near(gradient(getattr(found, f'{name}_sum'), student), gradient(total, student))
+    assert found.simple.tolist() == [(given & valid).sum(), valid.sum()]
+
+
+def test_the_logits_own_answer_may_be_given():
+    student, teacher, target = make(4)
+    expected = run(student, teacher, target, 'unit', hard_weight=0.3)
+    given = simple_units(teacher, target)
+    found = run(student, teacher, target, 'image', simple=given, hard_weight=0.3)
+    assert torch.equal(found.distill_sum, expected.distill_sum)
+    assert torch.equal(found.distill_parts, expected.distill_parts)
+    assert torch.equal(found.simple, expected.simple)
+
+
+@pytest.mark.parametrize('shape', [(4, 12, 13), (3, 12, 14), (4,), (4, 1, 1)])
+def test_simple_units_of_another_shape_are_refused(shape):
+    student, teacher, target = make(4)
+    with pytest.raises(ValueError, match=r'`simple` should have the shape of `target`, \(4, 12'):
+        run(student, teacher, target, 'unit', simple=torch.ones(shape, dtype=torch.bool))

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,6 +97,18 @@ def test_contrast_is_kept_on_demand_and_given_once():
     assert wins.shape == units.labels.shape
     assert wins.sum() == loss.pop_counts()[1].sum() / 2
     assert loss.pop_contrast() is None
+
+
+def test_contrast_is_painted_as_the_units_say():
+    loss, units = SelectiveLoss(), make()
+    loss.keep_contrast = True
+    loss(units)
+    ((_, pixels),) = loss.pop_contrast().maps().items()
+    loss(replace(units, paint=lambda wins, valid: {'_a': (wins[:1], valid[:1])}))
+    ((suffix, painted),) = loss.pop_contrast().maps().items()
+    assert suffix == '_a'
+    for own, other in zip(painted, pixels, strict=True):
+        assert torch.equal(own, other[:1])
 
 
 def test_counts_survive_a_change_of_type():

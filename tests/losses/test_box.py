@@ -8,16 +8,32 @@ from torch import distributed, multiprocessing
 
 from mmdistill_ext.losses import KDLoss, SelectiveLoss
 from mmdistill_ext.losses.box import BoxTerm, box_ious
-from mmdistill_ext.units.base import Boxes, Units
+from mmdistill_ext.units.base import Boxes, OwnSplit, Split, Units
 
 CLASSES, IGNORED = 3, -1
 DISTANCES = ('iou', 'l1', 'distribution')
+DISTRIBUTIONS = ('student_distribution', 'teacher_distribution')
 
 
 def draw_boxes(shape, generator, dtype=torch.float32):
     center = torch.rand(*shape, 2, generator=generator, dtype=dtype) * 20 + 40
     size = torch.rand(*shape, 2, generator=generator, dtype=dtype) * 20 + 10
     return torch.cat((center - size / 2, center + size / 2), -1)
+
+
+def positives(labels):
+    """Image and unit of each unit with a class."""
+    return ((labels >= 0) & (labels < CLASSES)).nonzero(as_tuple=True)
+
+
+def every(boxes):
+    """All of them selected."""
+    return torch.ones(len(boxes.student), dtype=torch.bool)
+
+
+def some(boxes):
+    """Two of three."""
+    return torch.arange(len(boxes.student)) % 3 > 0
 
 
 def make(images=4, units=30, seed=0, dtype=torch.float32):
@@ -28,14 +44,17 @@ def make(images=4, units=30, seed=0, dtype=torch.float32):
         torch.randn(images, CLASSES, units, generator=generator, dtype=dtype) for _ in range(2)
     ]
     labels = torch.randint(IGNORED, CLASSES + 1, shape, generator=generator)
-    student, teacher, target = (draw_boxes(shape, generator, dtype) for _ in range(3))
-    bins = [torch.randn(*shape, 4, 5, generator=generator, dtype=dtype) for _ in range(2)]
+    index = positives(labels)
+    count = len(index[0])
+    student, teacher, target = (draw_boxes((count,), generator, dtype) for _ in range(3))
+    bins = [torch.randn(count, 4, 5, generator=generator, dtype=dtype) for _ in range(2)]
+    strides = torch.tensor([8.0, 16.0, 32.0], dtype=dtype).repeat_interleave(units // 3)
     boxes = Boxes(
+        index=index,
         student=student.requires_grad_(),
         teacher=teacher,
         target=target,
-        positive=(labels >= 0) & (labels < CLASSES),
-        scale=torch.tensor([8.0, 16.0, 32.0], dtype=dtype).repeat_interleave(units // 3),
+        scale=strides[index[1]],
         student_distribution=bins[0].requires_grad_(),
         teacher_distribution=bins[1],
     )
@@ -72,17 +91,17 @@ def giou_loss(a, b):
     return 1 - inner / union + (hull - union) / hull
 
 
-def distance(boxes, image, unit, kind, temperature=1.0):
+def distance(boxes, place, kind, temperature=1.0):
     """The distance of one unit, as a float."""
-    a, b = (x[image, unit].tolist() for x in (boxes.student, boxes.teacher))
+    a, b = (x[place].tolist() for x in (boxes.student, boxes.teacher))
     if kind == 'iou':
         return 1 - overlap(a, b, generalised=True)
     if kind == 'l1':
-        return sum(abs(x - y) for x, y in zip(a, b, strict=True)) / 4 / boxes.scale[unit].item()
+        return sum(abs(x - y) for x, y in zip(a, b, strict=True)) / 4 / boxes.scale[place].item()
     total = 0.0
     for side in range(4):
         q, p = (
-            [math.exp(x / temperature) for x in bins[image, unit, side].tolist()]
+            [math.exp(x / temperature) for x in bins[place, side].tolist()]
             for bins in (boxes.student_distribution, boxes.teacher_distribution)
         )
         q, p = ([x / sum(values) for x in values] for values in (q, p))
@@ -103,22 +122,24 @@ def gradients(loss, boxes):
 def test_distance_equals_the_formula_box_by_box(kind, temperature):
     boxes = make().boxes
     term = BoxTerm(distance=kind, temperature=temperature)
-    expected = sum(
-        distance(boxes, *place.tolist(), kind, temperature) for place in boxes.positive.nonzero()
-    )
-    assert term(boxes, boxes.positive).item() == pytest.approx(expected, rel=1e-4)
-    assert expected > 1
+    found, selected = term(boxes, some(boxes)), some(boxes).tolist()
+    expected = [
+        distance(boxes, place, kind, temperature) if selected[place] else 0
+        for place in range(len(selected))
+    ]
+    assert found.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert (found > 0).tolist() == selected
 
 
 @pytest.mark.parametrize('kind', DISTANCES)
 def test_gradient_is_that_of_the_selected_boxes_alone(kind):
     boxes = make(dtype=torch.float64).boxes
-    chosen = boxes.positive
+    chosen = some(boxes)
     if kind == 'iou':
         expected = giou_loss(boxes.student[chosen], boxes.teacher[chosen]).sum()
     elif kind == 'l1':
-        scale = boxes.scale.expand_as(chosen)[chosen]
-        expected = ((boxes.student - boxes.teacher)[chosen].abs().mean(-1) / scale).sum()
+        difference = (boxes.student - boxes.teacher)[chosen].abs().mean(-1)
+        expected = (difference / boxes.scale[chosen]).sum()
     else:
         expected = (
             F.kl_div(
@@ -129,10 +150,11 @@ def test_gradient_is_that_of_the_selected_boxes_alone(kind):
             / 4
             * 2**2
         )
-    found = BoxTerm(distance=kind, temperature=2.0)(boxes, chosen)
+    found = BoxTerm(distance=kind, temperature=2.0)(boxes, chosen).sum()
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
     for own, other in zip(gradients(found, boxes), gradients(expected, boxes), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-7)
+        assert (own[~chosen] == 0).all()
 
 
 @pytest.mark.parametrize('kind', DISTANCES)
@@ -143,7 +165,7 @@ def test_identical_boxes_give_zero(kind):
         teacher=boxes.student.detach().clone(),
         teacher_distribution=boxes.student_distribution.detach().clone(),
     )
-    loss = BoxTerm(distance=kind)(same, same.positive)
+    loss = BoxTerm(distance=kind)(same, every(same)).sum()
     assert loss.item() == pytest.approx(0, abs=1e-5)
     if kind != 'iou':  # whose gradient at the maximum is one-sided
         assert all(g.abs().max() < 1e-5 for g in gradients(loss, same))
@@ -157,7 +179,7 @@ def test_identical_boxes_without_area_give_zero_and_no_huge_gradient(kind, size)
     left_top = boxes.teacher[..., :2]
     empty = torch.cat((left_top, left_top + torch.tensor(size)), -1)
     boxes = replace(boxes, teacher=empty, student=empty.clone().requires_grad_())
-    loss = BoxTerm(distance=kind)(boxes, boxes.positive)
+    loss = BoxTerm(distance=kind)(boxes, every(boxes)).sum()
     assert loss.item() == pytest.approx(0, abs=1e-5)
     assert gradients(loss, boxes)[0].abs().max() < 10
 
@@ -168,7 +190,7 @@ def test_a_teachers_box_without_width_gives_no_huge_gradient(kind):
     line = boxes.student.detach().clone()
     line[..., 2] = line[..., 0]
     boxes = replace(boxes, teacher=line)
-    loss = BoxTerm(distance=kind)(boxes, boxes.positive)
+    loss = BoxTerm(distance=kind)(boxes, every(boxes)).sum()
     assert loss.isfinite()
     assert gradients(loss, boxes)[0].abs().max() < 10
 
@@ -176,7 +198,7 @@ def test_a_teachers_box_without_width_gives_no_huge_gradient(kind):
 @pytest.mark.parametrize('kind', DISTANCES)
 def test_nothing_selected_gives_exactly_zero(kind):
     boxes = make().boxes
-    loss = BoxTerm(distance=kind)(boxes, torch.zeros_like(boxes.positive))
+    loss = BoxTerm(distance=kind)(boxes, torch.zeros_like(every(boxes))).sum()
     assert loss.item() == 0
     assert loss.requires_grad
     assert all((g == 0).all() for g in gradients(loss, boxes))
@@ -186,33 +208,35 @@ def test_nothing_selected_gives_exactly_zero(kind):
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize('who', ['student', 'teacher', 'target'])
 def test_bad_boxes_of_other_units_do_not_spread(kind, bad, who):
+    """Those that are not selected, and of IoUs those of other units."""
     boxes = make().boxes
-    expected = BoxTerm(distance=kind)(boxes, boxes.positive)
-    expected_gradients = gradients(expected, boxes)
+    chosen = some(boxes)
+    expected = BoxTerm(distance=kind)(boxes, chosen)
+    expected_gradients = gradients(expected.sum(), boxes)
     names = [who, f'{who}_distribution'] if who != 'target' else [who]
     changed = {}
     for name in names:
-        value = getattr(boxes, name).detach().clone()
-        value[~boxes.positive] = bad
-        changed[name] = value.requires_grad_(who == 'student')
+        values = getattr(boxes, name).detach().clone()
+        values[~chosen] = bad
+        changed[name] = values.requires_grad_(who == 'student')
     spoilt = replace(boxes, **changed)
-    loss = BoxTerm(distance=kind)(spoilt, spoilt.positive)
+    loss = BoxTerm(distance=kind)(spoilt, chosen)
     assert torch.equal(loss, expected)
-    for own, other in zip(gradients(loss, spoilt), expected_gradients, strict=True):
+    for own, other in zip(gradients(loss.sum(), spoilt), expected_gradients, strict=True):
         torch.testing.assert_close(own, other)
-        assert (own[~boxes.positive] == 0).all()
-    ious = box_ious(spoilt)
-    assert all(x.isfinite().all() and (x[~boxes.positive] == 0).all() for x in ious)
+        assert (own[~chosen] == 0).all()
+    for own, other in zip(box_ious(spoilt), box_ious(boxes), strict=True):
+        assert torch.equal(own[chosen], other[chosen])
 
 
 def test_ious_with_the_assigned_boxes():
     boxes = make().boxes
     student, teacher = box_ious(boxes)
-    for image, unit in boxes.positive.nonzero().tolist():
-        target = boxes.target[image, unit].tolist()
+    for place, target in enumerate(boxes.target.tolist()):
         for found, own in ((student, boxes.student), (teacher, boxes.teacher)):
-            expected = overlap(own[image, unit].tolist(), target)
-            assert found[image, unit].item() == pytest.approx(expected, abs=1e-5)
+            expected = overlap(own[place].tolist(), target)
+            assert found[place].item() == pytest.approx(expected, abs=1e-5)
+    assert student.shape == teacher.shape == boxes.scale.shape
     assert not student.requires_grad
 
 
@@ -222,8 +246,8 @@ def test_half_precision_boxes():
         boxes, student=boxes.student.detach().half().requires_grad_(), teacher=boxes.teacher.half()
     )
     for kind in ('iou', 'l1'):
-        loss = BoxTerm(distance=kind)(half, half.positive)
-        expected = BoxTerm(distance=kind)(boxes, boxes.positive)
+        loss = BoxTerm(distance=kind)(half, every(half)).sum()
+        expected = BoxTerm(distance=kind)(boxes, every(boxes)).sum()
         assert loss.item() == pytest.approx(expected.item(), rel=0.02)
         loss.backward()
         assert half.student.grad.isfinite().all()
@@ -235,7 +259,7 @@ def test_gradcheck():
         term = BoxTerm(distance=kind, temperature=2.0)
         assert torch.autograd.gradcheck(
             lambda student, bins, term=term: term(
-                replace(boxes, student=student, student_distribution=bins), boxes.positive
+                replace(boxes, student=student, student_distribution=bins), every(boxes)
             ),
             (boxes.student, boxes.student_distribution),
         )
@@ -252,6 +276,8 @@ def bce(logits, label):
 def plain(units, selection, joint, kind):
     """Selected classes and boxes unit by unit: their distances and numbers."""
     boxes = units.boxes
+    index = torch.stack(boxes.index, 1).tolist()
+    places = {tuple(place): i for i, place in enumerate(index)}
     sums = dict(loss=0.0, won=0, valid=0, box=0.0, boxes=0, positive=0)
     for image in range(units.labels.shape[0]):
         for unit in range(units.labels.shape[1]):
@@ -259,10 +285,13 @@ def plain(units, selection, joint, kind):
             if label == IGNORED:
                 continue
             positive = label < CLASSES
-            ious = [
-                overlap(b[image, unit].tolist(), boxes.target[image, unit].tolist())
-                for b in (boxes.student, boxes.teacher)
-            ]
+            ious, place = (0, 0), places.get((image, unit))
+            assert (place is not None) == positive
+            if positive:
+                ious = [
+                    overlap(b[place].tolist(), boxes.target[place].tolist())
+                    for b in (boxes.student, boxes.teacher)
+                ]
             own, other = (bce(x[image, :, unit], label) for x in (units.student, units.teacher))
             if joint and positive:
                 own, other = own + 1 - ious[0], other + 1 - ious[1]
@@ -281,7 +310,7 @@ def plain(units, selection, joint, kind):
                     sums['loss'] += p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
             if positive and draws:
                 sums['boxes'] += 1
-                sums['box'] += distance(boxes, image, unit, kind)
+                sums['box'] += distance(boxes, place, kind)
     return sums
 
 
@@ -322,13 +351,26 @@ def test_kd_loss_equals_the_plain_reference(average, kind):
     assert expected['boxes'] == expected['positive']
 
 
+def with_labels(units, labels):
+    """Other labels; the boxes that are still positive stay."""
+    kept = (labels[units.boxes.index] >= 0) & (labels[units.boxes.index] < CLASSES)
+    parts = {
+        name: getattr(units.boxes, name)[kept].detach()
+        for name in ('student', 'teacher', 'target', 'scale', *DISTRIBUTIONS)
+    }
+    for name in ('student', 'student_distribution'):
+        parts[name].requires_grad_()
+    index = tuple(x[kept] for x in units.boxes.index)
+    return replace(units, labels=labels, boxes=Boxes(index=index, **parts))
+
+
 def without_positives(units, count=0):
     """The first ``count`` positives of the first image stay."""
-    labels = units.labels.where(~units.boxes.positive, CLASSES)
-    places = units.boxes.positive[0].nonzero().flatten()[:count]
-    labels[0, places] = units.labels[0, places]
-    boxes = replace(units.boxes, positive=(labels >= 0) & (labels < CLASSES))
-    return replace(units, labels=labels, boxes=boxes)
+    labels = units.labels.clone()
+    labels[units.boxes.index] = CLASSES
+    places = tuple(x[:count] for x in units.boxes.index)
+    labels[places] = units.labels[places]
+    return with_labels(units, labels)
 
 
 @pytest.mark.parametrize('joint', [False, True])
@@ -341,7 +383,7 @@ def test_without_positives_the_sum_is_divided_by_one(joint):
     assert losses['loss_box'].item() == 0
     (losses['loss'] + losses['loss_box']).backward()
     assert units.student.grad.abs().max() > 0
-    assert (units.boxes.student.grad == 0).all()
+    assert len(units.boxes.student) == 0
 
 
 def test_one_positive_is_divided_by_one():
@@ -356,16 +398,12 @@ def test_one_positive_is_divided_by_one():
 @pytest.mark.parametrize('average', ['selected', 'valid', 'positive'])
 def test_all_ignored_gives_exactly_zero(average):
     units = make()
-    units = replace(
-        units,
-        labels=torch.full_like(units.labels, IGNORED),
-        boxes=replace(units.boxes, positive=torch.zeros_like(units.boxes.positive)),
-    )
+    units = with_labels(units, torch.full_like(units.labels, IGNORED))
     losses = SelectiveLoss(average=average, box={}, joint=True)(units)
     assert losses['loss'].item() == losses['loss_box'].item() == 0
     (losses['loss'] + losses['loss_box']).backward()
     assert (units.student.grad == 0).all()
-    assert (units.boxes.student.grad == 0).all()
+    assert len(units.boxes.student) == 0
 
 
 def test_softmax_heads_with_background_count_positives():
@@ -373,15 +411,13 @@ def test_softmax_heads_with_background_count_positives():
     wide = [torch.cat((x, torch.zeros(4, 1, 30)), 1) for x in (units.student, units.teacher)]
     units = replace(units, student=wide[0], teacher=wide[1], sigmoid=False, background=False)
     losses = KDLoss(average='positive', box={})(units)
-    positive = units.boxes.positive.sum()
+    positive = len(units.boxes.student)
     valid = units.labels != IGNORED
     p, q = wide[1].log_softmax(1), wide[0].log_softmax(1)
     expected = ((p.exp() * (p - q)).sum(1) * valid).sum() / positive
     torch.testing.assert_close(losses['loss'], expected, rtol=1e-4, atol=0)
-    box = sum(
-        distance(units.boxes, *place.tolist(), 'iou') for place in units.boxes.positive.nonzero()
-    )
-    assert losses['loss_box'].item() == pytest.approx(box / positive.item(), rel=1e-4)
+    box = sum(distance(units.boxes, place, 'iou') for place in range(positive))
+    assert losses['loss_box'].item() == pytest.approx(box / positive, rel=1e-4)
 
 
 def test_contrast_is_kept_with_joint_selection_only_on_demand():
@@ -403,6 +439,69 @@ def test_counts_have_a_column_of_background():
     assert counts[0].tolist() == valid.bincount(minlength=CLASSES + 1).tolist()
 
 
+def split_up(units, weight=0.3):
+    """Some units are simple, and the head's own loss is split already."""
+    shape = units.labels.shape
+    simple = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.6
+    own = OwnSplit(torch.tensor([5, 7]), torch.tensor([2.0, 3.0]), len(units.labels))
+    split = Split('unit', threshold=0.9, hard_weight=weight)
+    return replace(units, split=split, simple=simple, own=own)
+
+
+@pytest.mark.parametrize('weight', [0, 0.3, 1])
+@pytest.mark.parametrize('kind', DISTANCES)
+@pytest.mark.parametrize('joint', [None, False, True])
+def test_classes_and_boxes_are_split_alike(joint, kind, weight):
+    """The parts hold classes, boxes and what the head itself lost."""
+
+    def build():
+        box = dict(distance=kind, weight=0.5)
+        if joint is None:
+            return KDLoss(average='positive', box=box)
+        return SelectiveLoss(average='positive', box=box, joint=joint)
+
+    plain, units = build()(make(), 2.0), split_up(make(), weight)
+    loss = build()
+    found = loss(units, 2.0)
+    assert found.keys() - plain.keys() == {'l_soft', 'l_hard'}
+    alone = []
+    for simple in (units.simple, ~units.simple):  # the sums of either kind, the others left out
+        part = build()(replace(split_up(make(), 0), simple=simple), 2.0)
+        alone.append((part['loss'] + part['loss_box']).detach())
+    torch.testing.assert_close(sum(alone), (plain['loss'] + plain['loss_box']).detach())
+    torch.testing.assert_close(found['l_soft'], alone[0] + 2)
+    torch.testing.assert_close(found['l_hard'], alone[1] + 3)
+    total = (found['loss'] + found['loss_box']).detach()
+    torch.testing.assert_close(total, alone[0] + weight * alone[1])
+    assert min(alone) > 0
+    assert loss.pop_fit_sums().tolist() == [5 * 4, 4, 5, 7]
+    assert loss.pop_fit_sums() is None
+
+
+def test_only_the_term_that_leads_counts_the_heads_own_loss():
+    found = KDLoss(box={})(replace(split_up(make()), own=None))
+    expected = KDLoss(box={})(split_up(make()))
+    torch.testing.assert_close(found['l_soft'] + 2, expected['l_soft'])
+    torch.testing.assert_close(found['l_hard'] + 3, expected['l_hard'])
+
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf])
+def test_hard_boxes_of_weight_0_may_be_anything(bad):
+    expected = split_up(make(), 0)
+    hard = ~expected.simple[expected.boxes.index]
+    units = split_up(make(), 0)
+    teacher = units.boxes.teacher.clone()
+    teacher[hard] = bad
+    units = replace(units, boxes=replace(units.boxes, teacher=teacher))
+    runs = [KDLoss(box=dict(distance='l1'))(x) for x in (units, expected)]
+    assert torch.equal(runs[0]['loss_box'], runs[1]['loss_box'])
+    gradients = [
+        torch.autograd.grad(run['loss_box'], x.boxes.student)[0]
+        for run, x in zip(runs, (units, expected), strict=True)
+    ]
+    assert torch.equal(gradients[0][~hard], gradients[1][~hard])
+
+
 LOSSES = {
     'own': lambda: SelectiveLoss(average='positive', box={}),
     'joint': lambda: SelectiveLoss(box=dict(distance='l1'), joint=True),
@@ -419,17 +518,18 @@ UNITS = {
 def half(units, rank):
     """One rank's images, with leaves of their own."""
     part = slice(2 * rank, 2 * rank + 2)
+    here = units.boxes.index[0] // 2 == rank
 
-    def cut(x):
+    def cut(x, part):
         return x.detach()[part].clone().requires_grad_(x.requires_grad)
 
-    def cut_all(data, names):
-        return {name: cut(getattr(data, name)) for name in names}
+    def cut_all(data, names, part):
+        return {name: cut(getattr(data, name), part) for name in names}
 
-    tensors = ['student', 'teacher', 'target', 'positive']
-    tensors += ['student_distribution', 'teacher_distribution']
-    boxes = replace(units.boxes, **cut_all(units.boxes, tensors))
-    return replace(units, boxes=boxes, **cut_all(units, ['student', 'teacher', 'labels']))
+    images, places = (x[here] for x in units.boxes.index)
+    tensors = ['student', 'teacher', 'target', 'scale', *DISTRIBUTIONS]
+    boxes = Boxes(index=(images - 2 * rank, places), **cut_all(units.boxes, tensors, here))
+    return replace(units, boxes=boxes, **cut_all(units, ['student', 'teacher', 'labels'], part))
 
 
 def outcome(loss, units):
@@ -454,6 +554,9 @@ def worker(rank, folder):
         for name, build in LOSSES.items()
         for which, units in UNITS.items()
     }
+    loss = KDLoss(average='positive', box={})
+    loss(split_up(half(make(), rank)))
+    found['fit'] = loss.pop_fit_sums()
     torch.save(found, f'{folder}/{rank}.pt')
     distributed.destroy_process_group()
 
@@ -475,6 +578,7 @@ def test_two_ranks_give_the_gradient_of_one(tmp_path):
                     torch.cat((a[place], b[place])) / 2, whole[place], rtol=1e-4, atol=1e-7
                 )
     assert whole[1] == 0 < whole[0]
+    assert first['fit'].tolist() == second['fit'].tolist() == [2 * 5 * 2, 4, 2 * 5, 2 * 7]
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from mmdet.models.task_modules.prior_generators import anchor_inside_flags
@@ -8,7 +10,9 @@ from mmengine.structures import InstanceData
 from mmdistill_ext.losses.box import box_ious
 from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.base import Contrast
-from mmdistill_ext.units.dense_detection import IGNORED, DenseDetectionUnits
+from mmdistill_ext.units.dense_detection import DenseDetectionUnits
+from mmdistill_ext.units.dense_pairing import DensePairing
+from mmdistill_ext.units.detection import IGNORED
 from tests import tiny_det
 
 FAMILIES = list(tiny_det.FAMILIES)
@@ -29,9 +33,8 @@ def run(student, teacher, boxes=True, autocast=False):
             teacher(inputs, mode='tensor')
         with Taps(student, paths) as taps:
             losses = student(inputs, samples, mode='loss')
-        calls = {path: taps[path] for path in pair.student_taps}
-        units = pair(calls, teacher_taps['head'], samples)
-    return units, calls, teacher_taps['head'], samples, losses
+        units = pair(taps, teacher_taps['head'], samples)
+    return units, taps, teacher_taps['head'], samples, losses
 
 
 def models(name, student_seed=0, teacher_seed=1, **head):
@@ -40,16 +43,40 @@ def models(name, student_seed=0, teacher_seed=1, **head):
     return student, tiny_det.build(build(**head), teacher_seed).eval()
 
 
-def assign_with_mmdet(head, scores, boxes, samples):
+def is_positive(units):
+    """``(B, N)``."""
+    return spread(units, torch.ones_like(units.boxes.scale, dtype=torch.bool))
+
+
+def spread(units, values):
+    """Values of the positive units ``(P, ...)`` at their places, zeros elsewhere."""
+    zeros = values.new_zeros(*units.labels.shape, *values.shape[1:])
+    return zeros.index_put(units.boxes.index, values)
+
+
+def decode_all(student, teacher):
+    """Boxes ``(B, N, 4)`` of all units of a step, of both."""
+    _, taps, call, samples, _ = run(student, teacher)
+    found = DensePairing(pair_up(student, teacher), taps, call)
+    shape = found.assigned.labels.shape
+    places = torch.ones(shape).nonzero(as_tuple=True)
+    boxes = found.student.decode(*found.student_boxes(*places))
+    others = found.teacher.decode(*found.teacher_boxes(*places))
+    return boxes.view(*shape, 4), others.view(*shape, 4), call, samples
+
+
+def assign_with_mmdet(head, samples, scores, boxes, objectness=None):
     """mmdet's assigner, image by image: number of the box (from 1), 0 background, -1 ignored."""
     sizes = [level.shape[-2:] for level in scores]
-    rtmdet = type(head).__name__.startswith('RTMDet')
-    extra = dict(with_stride=True) if rtmdet else {}
+    kind = type(head).__name__
+    rtmdet, yolox = kind.startswith('RTMDet'), kind == 'YOLOXHead'
+    extra = dict(with_stride=True) if rtmdet or yolox else {}
     levels = head.prior_generator.grid_priors(sizes, device='cpu', **extra)
     found = []
     for image, sample in enumerate(samples):
         flags = head.prior_generator.valid_flags(sizes, sample.pad_shape, 'cpu')
         inside = anchor_inside_flags(torch.cat(levels), torch.cat(flags), sample.img_shape, -1)
+        inside |= torch.tensor(yolox)  # it takes all
         predictions = InstanceData(priors=torch.cat(levels)[inside])
         arguments = [sample.gt_instances, sample.ignored_instances]
         if rtmdet:
@@ -58,13 +85,29 @@ def assign_with_mmdet(head, scores, boxes, samples):
             predictions.scores = torch.cat(flat).detach()[inside]
             decoded = distance2bbox(torch.cat(levels)[:, :2], torch.cat(distances).detach())
             predictions.bboxes = decoded[inside]
-        elif not type(head).__name__.startswith('Retina'):
+        elif yolox:
+            flat = [
+                torch.cat([x[image].permute(1, 2, 0).flatten(0, 1) for x in output]).detach()
+                for output in (scores, boxes, objectness)
+            ]
+            points = predictions.priors
+            predictions.bboxes = yolox_boxes(points, flat[1])
+            predictions.scores = (flat[0].sigmoid() * flat[2].sigmoid()).sqrt()
+            predictions.priors = torch.cat((points[:, :2] + points[:, 2:] / 2, points[:, 2:]), 1)
+        elif not kind.startswith('Retina'):
             per_level = inside.split([len(level) for level in levels])
             arguments.insert(0, [int(flags.sum()) for flags in per_level])
         numbers = torch.full((len(inside),), -1)
         numbers[inside] = head.assigner.assign(predictions, *arguments).gt_inds
         found.append(numbers)
     return torch.stack(found)
+
+
+def yolox_boxes(points, predicted):
+    """Centre in strides from the point, logarithm of the size in strides."""
+    center = points[:, :2] + predicted[:, :2] * points[:, 2:]
+    half = predicted[:, 2:].exp() * points[:, 2:] / 2
+    return torch.cat((center - half, center + half), 1)
 
 
 def assign_fcos(head, samples):
@@ -99,29 +142,31 @@ def test_labels_validity_and_target_boxes_equal_another_reading(name):
     if variant == 'decoded':
         arguments = dict(reg_decoded_bbox=True, loss_bbox=tiny_det.GIOU)
     student, teacher = models(family, **arguments)
-    units, calls, _, samples, _ = run(student, teacher)
+    units, taps, _, samples, _ = run(student, teacher)
     head = student.bbox_head
+    positive = is_positive(units)
     if family.startswith('fcos'):
         numbers = assign_fcos(head, samples)
     else:
-        numbers = assign_with_mmdet(head, *calls['bbox_head.loss_by_feat'].args[:2], samples)
+        outputs = taps['bbox_head.loss_by_feat'].args
+        numbers = assign_with_mmdet(head, samples, *outputs[: 3 if name == 'yolox' else 2])
     labels = torch.full_like(numbers, 3)
-    labels[numbers < 0] = IGNORED
+    labels[numbers < (name == 'yolox')] = IGNORED  # whose background has no class
     for image, sample in enumerate(samples):
         for number, label in enumerate(sample.gt_instances.labels.tolist(), 1):
             labels[image, numbers[image] == number] = label
     assert torch.equal(units.labels, labels)
-    assert torch.equal(units.boxes.positive, numbers > 0)
-    assert units.boxes.positive.sum(1).gt(0).tolist() == [True, False, True]
+    assert torch.equal(positive, numbers > 0)
+    assert positive.sum(1).gt(0).tolist() == [True, False, True]
     for image, sample in enumerate(samples):
         expected = sample.gt_instances.bboxes[numbers[image][numbers[image] > 0] - 1]
-        found = units.boxes.target[image][units.boxes.positive[image]]
+        found = units.boxes.target[units.boxes.index[0] == image]
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
     priors = 3 if family == 'retina' else 1
     expected = [
         s for s, n in zip(tiny_det.STRIDES, LOCATIONS, strict=True) for _ in range(n * priors)
     ]
-    assert units.boxes.scale.tolist() == expected
+    assert units.boxes.scale.tolist() == [expected[i] for i in units.boxes.index[1]]
     assert units.student.shape == units.teacher.shape == (3, head.cls_out_channels, len(expected))
 
 
@@ -152,10 +197,26 @@ def test_what_lies_in_an_ignored_box_is_not_valid():
     inside = ((center - (box[:2] + box[2:]) / 2).abs() < 8).all(1) & small
     assert inside.sum() > 3
     assert (units.labels[0][inside] == IGNORED).all()
-    assert not units.boxes.positive[units.labels == IGNORED].any()
+    assert not is_positive(units)[units.labels == IGNORED].any()
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+def test_yolox_learns_the_class_of_its_positive_units_alone():
+    student, teacher = models('yolox')
+    with Taps(student, dict(cls='bbox_head.loss_cls', box='bbox_head.loss_bbox')) as taps:
+        units, *_ = run(student, teacher)
+    logits, targets = taps['cls'].args
+    quality, labels = targets.max(1)
+    assert torch.equal(units.student.transpose(1, 2)[units.boxes.index], logits)
+    assert torch.equal(units.labels[units.boxes.index], labels)
+    torch.testing.assert_close(box_ious(units.boxes)[0], quality, rtol=1e-4, atol=1e-5)
+    own, target = taps['box'].args
+    torch.testing.assert_close(units.boxes.student, own)
+    torch.testing.assert_close(units.boxes.target, target)
+    assert len(own) > 3
+    assert (units.labels[~is_positive(units)] == IGNORED).all()
+
+
+@pytest.mark.parametrize('name', [name for name in FAMILIES if name != 'yolox'])
 def test_units_are_what_the_heads_own_loss_compares(name):
     """Its classification loss gets these logits, labels, weights and IoUs in this order."""
     student, teacher = models(name)
@@ -167,9 +228,10 @@ def test_units_are_what_the_heads_own_loss_compares(name):
     handle.remove()
     priors = 3 if name == 'retina' else 1
     levels = [n * priors for n in LOCATIONS]
+    ious = spread(units, box_ious(units.boxes)[0])
     by_level = [
         [part.reshape(-1, *part.shape[2:]) for part in x.split(levels, 1)]
-        for x in (units.student.transpose(1, 2), units.labels, box_ious(units.boxes)[0])
+        for x in (units.student.transpose(1, 2), units.labels, ious)
     ]
     logits, labels, ious = (torch.cat(parts) for parts in by_level)
     assert torch.equal(torch.cat([args[0] for args, _ in seen]), logits)
@@ -196,10 +258,12 @@ def test_boxes_of_positives_are_what_the_heads_own_box_loss_compares(name):
     handle = student.bbox_head.loss_bbox.register_forward_pre_hook(
         lambda module, args: seen.append(args[:2])
     )
-    boxes = run(student, teacher)[0].boxes
+    units = run(student, teacher)[0]
     handle.remove()
-    order = [x.split(LOCATIONS, 1) for x in (boxes.positive, boxes.student, boxes.target)]
-    scale = boxes.scale.expand_as(boxes.positive).split(LOCATIONS, 1)
+    values = (getattr(units.boxes, name) for name in ('student', 'target', 'scale'))
+    *order, scale = (
+        x.split(LOCATIONS, 1) for x in (is_positive(units), *(spread(units, x) for x in values))
+    )
     own, target = (
         torch.cat(
             [
@@ -214,11 +278,11 @@ def test_boxes_of_positives_are_what_the_heads_own_box_loss_compares(name):
     assert len(own) > 3
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', [name for name in FAMILIES if name != 'yolox'])
 def test_boxes_equal_those_that_mmdet_predicts(name):
     """Scores that fall from unit to unit let mmdet's own prediction keep the order."""
     student, teacher = models(name)
-    units, _, call, _, _ = run(student, teacher)
+    _, decoded, call, _ = decode_all(student, teacher)
     scores, predicted, *factors = call.output
     places = [level.shape[1] // 3 for level in scores]
     ordered = []
@@ -241,7 +305,7 @@ def test_boxes_equal_those_that_mmdet_predicts(name):
             cfg=cfg,
             with_nms=False,
         )[0]
-        expected = units.boxes.teacher[image].clamp(min=0)
+        expected = decoded[image].clamp(min=0)
         torch.testing.assert_close(result.bboxes, expected, rtol=1e-5, atol=1e-4)
 
 
@@ -250,13 +314,36 @@ def test_teacher_in_eval_mode_decodes_to_the_training_students_boxes(name):
     student, teacher = models(name, teacher_seed=0)
     assert student.bbox_head.training
     assert not teacher.bbox_head.training
+    own, other, *_ = decode_all(student, teacher)
+    torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-4)
+    assert (own.detach().flatten(0, 1).std(0) > 5).all()
     units = run(student, teacher)[0]
     torch.testing.assert_close(units.boxes.student, units.boxes.teacher, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(units.student, units.teacher, rtol=1e-5, atol=1e-5)
     assert units.boxes.student.requires_grad
     assert not units.boxes.teacher.requires_grad
-    spread = units.boxes.student.detach().flatten(0, 1).std(0)
-    assert (spread > 5).all()
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_boxes_of_units_are_those_of_their_places(name):
+    student, teacher = models(name)
+    boxes = run(student, teacher)[0].boxes
+    own, other, *_ = decode_all(student, teacher)
+    assert torch.equal(boxes.student, own[boxes.index])
+    assert torch.equal(boxes.teacher, other[boxes.index])
+
+
+def test_boxes_of_yolox_follow_the_formula():
+    student, teacher = models('yolox')
+    _, decoded, call, _ = decode_all(student, teacher)
+    points = torch.cat(
+        teacher.bbox_head.prior_generator.grid_priors(
+            [level.shape[-2:] for level in call.output[0]], device='cpu', with_stride=True
+        )
+    )
+    for image in range(3):
+        flat = [level[image].permute(1, 2, 0).flatten(0, 1) for level in call.output[1]]
+        torch.testing.assert_close(decoded[image], yolox_boxes(points, torch.cat(flat)))
 
 
 @pytest.mark.parametrize('name', FAMILIES)
@@ -264,10 +351,9 @@ def test_a_student_in_eval_mode_has_the_same_target_boxes(name):
     student, teacher = models(name)
     expected = run(student, teacher)[0].boxes
     found = run(student.eval(), teacher)[0].boxes
-    assert torch.equal(found.positive, expected.positive)
-    torch.testing.assert_close(
-        found.target[found.positive], expected.target[expected.positive], rtol=1e-5, atol=1e-4
-    )
+    for own, other in zip(found.index, expected.index, strict=True):
+        assert torch.equal(own, other)
+    torch.testing.assert_close(found.target, expected.target, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize('name', FAMILIES)
@@ -275,7 +361,7 @@ def test_autocast_keeps_the_target_boxes(name):
     student, teacher = models(name)
     units, *_, samples, _ = run(student, teacher, autocast=True)
     for image, sample in enumerate(samples):
-        found = units.boxes.target[image][units.boxes.positive[image]]
+        found = units.boxes.target[units.boxes.index[0] == image]
         distance = (found[:, None] - sample.gt_instances.bboxes[None]).abs().amax(-1)
         assert len(found) == 0 or distance.amin(1).max() < 0.01
 
@@ -284,10 +370,10 @@ def test_autocast_keeps_the_target_boxes(name):
 def test_autocast_does_not_round_the_priors(name):
     """Decoded in float32 from what the head gave, whatever its type."""
     student, teacher = models(name)
-    _, calls, call, samples, _ = run(student, teacher, autocast=True)
+    _, taps, call, samples, _ = run(student, teacher, autocast=True)
     pair = pair_up(student, teacher)
-    full = pair(calls, call._replace(output=_float(call.output)), samples)
-    mixed = pair(calls, call, samples)
+    full = pair(taps, replace(call, output=_float(call.output)), samples)
+    mixed = pair(taps, call, samples)
     torch.testing.assert_close(
         mixed.boxes.teacher.float(), full.boxes.teacher, rtol=1e-3, atol=0.01
     )
@@ -298,22 +384,14 @@ def _float(output):
 
 
 @pytest.mark.parametrize('name', FAMILIES)
-def test_targets_are_assigned_once_per_step(name, monkeypatch):
+def test_targets_are_assigned_once_per_step(name):
     student, teacher = models(name)
-    counts = []
-    for model in (student, teacher):
-        original = model.bbox_head.get_targets
-        calls = []
-        monkeypatch.setattr(
-            model.bbox_head,
-            'get_targets',
-            lambda *args, original=original, calls=calls, **kwargs: (
-                calls.append(1) or original(*args, **kwargs)
-            ),
-        )
-        counts.append(calls)
-    run(student, teacher)
-    assert [len(calls) for calls in counts] == [1, 0]
+    method = '_get_targets_single' if name == 'yolox' else 'get_targets'
+    paths = dict(assigned=f'bbox_head.{method}')
+    with Taps(student, paths) as own, Taps(teacher, paths) as other:
+        run(student, teacher)
+    images = 3 if name == 'yolox' else 1
+    assert [len(taps.all('assigned')) for taps in (own, other)] == [images, 0]
 
 
 def test_gfl_gives_distributions_whose_mean_is_the_box():
@@ -323,7 +401,7 @@ def test_gfl_gives_distributions_whose_mean_is_the_box():
         (boxes.student, boxes.student_distribution),
         (boxes.teacher, boxes.teacher_distribution),
     ):
-        assert logits.shape == (3, sum(LOCATIONS), 4, 8)
+        assert logits.shape == (len(boxes.scale), 4, 8)
         distances = (logits.softmax(-1) * torch.arange(8.0)).sum(-1) * boxes.scale[:, None]
         width = distances[..., 0] + distances[..., 2]
         torch.testing.assert_close(width, decoded[..., 2] - decoded[..., 0], rtol=1e-4, atol=1e-4)
@@ -331,17 +409,24 @@ def test_gfl_gives_distributions_whose_mean_is_the_box():
 
 @pytest.mark.parametrize(
     ('student', 'teacher'),
-    [('gfl', 'atss'), ('atss', 'gfl'), ('fcos_norm', 'gfl'), ('rtmdet', 'fcos_norm')],
+    [
+        ('gfl', 'atss'),
+        ('atss', 'gfl'),
+        ('fcos_norm', 'gfl'),
+        ('rtmdet', 'fcos_norm'),
+        ('yolox', 'atss'),
+        ('fcos', 'yolox'),
+    ],
 )
 def test_families_pair_with_each_other(student, teacher):
     own = tiny_det.build(tiny_det.FAMILIES[student](), 0).train()
     other = tiny_det.build(tiny_det.FAMILIES[teacher](), 1).eval()
-    mixed, *_ = run(own, other)
-    alike = run(other.train(), other)[0].boxes.student
-    torch.testing.assert_close(mixed.boxes.teacher, alike.detach(), rtol=1e-5, atol=1e-4)
-    overlaps = bbox_overlaps(mixed.boxes.teacher[0], mixed.boxes.target[0], is_aligned=True)
-    positive = mixed.boxes.positive[0]
-    torch.testing.assert_close(box_ious(mixed.boxes)[1][0][positive], overlaps[positive])
+    boxes = run(own, other)[0].boxes
+    mixed = decode_all(own, other)[1]
+    alike = decode_all(other.train(), other)[0]
+    torch.testing.assert_close(mixed, alike, rtol=1e-5, atol=1e-4)
+    overlaps = bbox_overlaps(mixed[boxes.index], boxes.target, is_aligned=True)
+    torch.testing.assert_close(box_ious(boxes)[1], overlaps)
     assert pair_up(own, other).box_distances == ('iou', 'l1')
 
 
@@ -357,7 +442,7 @@ def test_contrast_maps_show_every_location_at_its_place():
     generator = torch.Generator().manual_seed(0)
     wins, valid = (torch.rand(units.labels.shape, generator=generator) < p for p in (0.5, 0.8))
     wins &= valid
-    maps = Contrast(wins, valid, units.boxes.levels).maps()
+    maps = Contrast(wins, valid, units.paint).maps()
     assert list(maps) == ['_stride8', '_stride16', '_stride32']
     start = 0
     for (won, known), stride in zip(maps.values(), tiny_det.STRIDES, strict=True):
@@ -376,7 +461,7 @@ def test_contrast_maps_show_every_location_at_its_place():
 def test_no_box_at_all_gives_only_background():
     for name in FAMILIES:
         units = run(*models(name), boxes=False)[0]
-        assert not units.boxes.positive.any()
+        assert len(units.boxes.scale) == len(units.boxes.target) == 0
         assert set(units.labels.unique().tolist()) <= {3, IGNORED}
 
 
@@ -399,12 +484,8 @@ REFUSED = {
         r'the same `num_classes` \(`losses.kd`\)\. Found 3 .*ATSSHead, 4 .*ATSSHead',
     ),
     'strides': (
-        lambda: tiny_det.atss(anchor_generator=strided([4, 8, 16])),
-        r'the same strides.*Found \[\(8, 8\).*\[\(4, 4\)',
-    ),
-    'levels': (
-        lambda: tiny_det.atss(anchor_generator=strided([8, 16, 32, 64])),
-        r'the same strides, level by level.*\(64, 64\)',
+        lambda: tiny_det.atss(anchor_generator=strided([4, 64, 128])),
+        r'one level of the same stride.*Found \[8, 16, 32\].*ATSSHead, \[4, 64, 128\].*ATSSHead',
     ),
     'priors': (tiny_det.retina, r'as many priors per location.*Found \[1, 1, 1\].*\[3, 3, 3\]'),
 }
@@ -451,7 +532,7 @@ def test_heads_with_another_loss_are_refused():
     cfg = tiny_det.atss()
     cfg['bbox_head']['type'] = 'PAAHead'
     paa, student = tiny_det.build(cfg, 0), tiny_det.build(tiny_det.atss(), 0)
-    names = 'RTMDetHead, GFLHead, ATSSHead, FCOSHead, RetinaHead'
+    names = 'RTMDetHead, GFLHead, ATSSHead, FCOSHead, YOLOXHead, RetinaHead'
     for models, key in (((paa, student), 'head'), ((student, paa), 'teacher_head')):
         with pytest.raises(ValueError, match=rf'`losses.kd.{key}` .*{names}.*a PAAHead'):
             pair_up(*models)
@@ -469,12 +550,63 @@ def test_unknown_paths_and_what_is_no_head_are_refused():
 
 def test_maps_of_other_sizes_are_refused():
     student, teacher = models('atss')
-    _, calls, call, samples, _ = run(student, teacher)
+    _, taps, call, samples, _ = run(student, teacher)
     cut = [[level[..., :-1] for level in levels] for levels in call.output]
     with pytest.raises(ValueError, match=r'same sizes.*\(8, 12\).*\(8, 11\)'):
-        pair_up(student, teacher)(calls, call._replace(output=cut), samples)
+        pair_up(student, teacher)(taps, replace(call, output=cut), samples)
 
 
-def test_the_task_loss_is_not_formed():
-    with pytest.raises(ValueError, match=r'`fit` needs a head whose loss.*Found ATSSHead'):
-        pair_up(*models('atss')).task_loss('fit')
+def coarser(build, **head):
+    """A detector whose levels have the strides 16, 32 and 64."""
+    cfg = build(**head)
+    cfg['neck']['start_level'] = 2
+    if 'strides' in cfg['bbox_head']:
+        cfg['bbox_head']['strides'] = [16, 32, 64]
+    else:
+        generator = cfg['bbox_head']['anchor_generator']
+        cfg['bbox_head']['anchor_generator'] = {**generator, 'strides': [16, 32, 64]}
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ('name', 'other'), [*((name, name) for name in FAMILIES), ('yolox', 'gfl'), ('gfl', 'fcos')]
+)
+def test_levels_of_equal_stride_are_paired_and_others_left_out(name, other):
+    student, teacher = models(name)
+    whole, *_ = run(student, teacher)
+    coarse = tiny_det.build(coarser(tiny_det.FAMILIES[other]), 1).eval()
+    units, _, call, _, _ = run(student, coarse)
+    priors = 3 if name == 'retina' else 1
+    start, count = LOCATIONS[0] * priors, sum(LOCATIONS[1:]) * priors
+    assert torch.equal(units.student, whole.student[..., start:])
+    assert torch.equal(units.labels, whole.labels[:, start:])
+    assert torch.equal(is_positive(units), is_positive(whole)[:, start:])
+    kept = whole.boxes.index[1] >= start
+    for part in ('student', 'target', 'scale'):
+        assert torch.equal(getattr(units.boxes, part), getattr(whole.boxes, part)[kept]), part
+    flat = [
+        level.permute(0, 2, 3, 1).reshape(3, -1, units.student.shape[1])
+        for level in call.output[0][:2]
+    ]
+    assert torch.equal(units.teacher.transpose(1, 2), torch.cat(flat, 1))
+    assert units.labels.shape[1] == count
+    maps = units.paint(units.labels > 0, units.labels >= 0)
+    assert list(maps) == ['_stride16', '_stride32']
+
+
+def test_the_teacher_may_have_more_levels_and_the_student_coarser_ones():
+    student = tiny_det.build(coarser(tiny_det.fcos), 0).train()
+    teacher = tiny_det.build(tiny_det.atss(), 1).eval()
+    units, *_ = run(student, teacher)
+    boxes = units.boxes
+    _, decoded, *_ = decode_all(tiny_det.build(tiny_det.atss(), 0).train(), teacher)
+    assert torch.equal(boxes.teacher, decoded[:, LOCATIONS[0] :][boxes.index])
+    assert set(boxes.scale.tolist()) <= {16.0, 32.0}
+    assert len(boxes.scale) > 0
+
+
+def test_the_heads_own_loss_stays_its_own():
+    pair = pair_up(*models('atss'))
+    assert pair.task_loss('fit') is None
+    with pytest.raises(ValueError, match=r'`fuse_task_loss=True` needs a head .*Found ATSSHead'):
+        pair.task_loss('fuse_task_loss=True')

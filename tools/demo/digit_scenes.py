@@ -8,6 +8,7 @@ downloaded. What is written is what mmseg's ``BaseSegDataset`` and mmdet's ``Coc
     root/annotations/{train,val}/000000.png        0 background, 1..10 the digits 0..9, 255 void
     root/annotations/train_archive/000000.png      the same scenes, 8 and 9 mixed up
     root/annotations/instances_{train,val}.json    COCO boxes and masks (RLE) of the visible parts
+    root/annotations/instances_train_archive.json  the same boxes, 8 and 9 mixed up as above
     root/manifest.json                             the parameters
 
 Void is the soft border of a stroke, where a person could not say either. ``train_archive`` is what
@@ -29,7 +30,7 @@ import numpy as np
 
 CLASSES = ('background', *'0123456789')
 VOID = 255
-VERSION = 1  # raise it when the same parameters give other pixels
+VERSION = 2  # raise it when the same parameters give other files
 MIN_SIZE = 32
 
 
@@ -107,21 +108,26 @@ def _write_split(
 ) -> None:
     """Write images, label maps and the COCO file of one split."""
     glyphs, digits = _split_digits(split, seed)
-    folders = [root / 'images' / split, root / 'annotations' / split]
-    if split == 'train':
-        folders.append(root / 'annotations' / 'train_archive')
+    names = [split, 'train_archive'] if split == 'train' else [split]
+    folders = [root / 'images' / split, *(root / 'annotations' / name for name in names)]
     for folder in folders:
         folder.mkdir(parents=True)
-    shapes = []
+    shapes = {name: [] for name in names}
     for index in range(count):
         rng = np.random.default_rng([seed, split == 'val', index])
         image, labels, instances = compose_scene(rng, glyphs, digits, size)
-        archive = _mix_up(rng, labels, instances, mixed_up)
-        for folder, picture in zip(folders, (image, labels, archive), strict=False):
+        boxes = [_coco_shape(mask) for _, mask in instances]
+        archive = _mix_up(rng, instances, mixed_up)
+        for folder, picture in zip(
+            folders, (image, labels, _relabelled(labels, archive)), strict=False
+        ):
             cv2.imwrite(str(folder / f'{index:06d}.png'), picture)
-        shapes.append([(int(digit), _coco_shape(mask)) for digit, mask in instances])
-    text = json.dumps(_coco(shapes, size))
-    (root / 'annotations' / f'instances_{split}.json').write_text(text)
+        for name, called in zip(names, (instances, archive), strict=False):
+            pairs = zip(called, boxes, strict=True)
+            shapes[name].append([(int(digit), box) for (digit, _), box in pairs])
+    for name in names:
+        text = json.dumps(_coco(shapes[name], size))
+        (root / 'annotations' / f'instances_{name}.json').write_text(text)
 
 
 def _coco(shapes: list[list[tuple[int, dict]]], size: int) -> dict:
@@ -139,16 +145,17 @@ def _coco(shapes: list[list[tuple[int, dict]]], size: int) -> dict:
 
 
 def _mix_up(
-    rng: np.random.Generator,
-    labels: np.ndarray,
-    instances: list[tuple[int, np.ndarray]],
-    digits: tuple[int, int],
-) -> np.ndarray:
-    """Labels in which each of the two digits was called one or the other, at random."""
+    rng: np.random.Generator, instances: list[tuple[int, np.ndarray]], digits: tuple[int, int]
+) -> list[tuple[int, np.ndarray]]:
+    """The instances, with each of the two digits called one or the other, at random."""
+    return [(rng.choice(digits) if digit in digits else digit, mask) for digit, mask in instances]
+
+
+def _relabelled(labels: np.ndarray, instances: list[tuple[int, np.ndarray]]) -> np.ndarray:
+    """The label map with other names of its digits."""
     labels = labels.copy()
     for digit, mask in instances:
-        if digit in digits:
-            labels[mask] = rng.choice(digits) + 1
+        labels[mask] = digit + 1
     return labels
 
 

@@ -1,27 +1,33 @@
-"""Reads what the demo's runs left behind."""
+"""Reads what the demo's runs left behind, whatever the task."""
 
 import json
 import math
 import platform
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import cv2
-import numpy as np
+LIBRARIES = ('mmdistill-ext', 'torch', 'mmengine', 'mmcv')
+OTHERS = ('numpy', 'scikit-learn')
 
-VOID = 255
-LIBRARIES = (
-    'mmdistill-ext',
-    'torch',
-    'mmengine',
-    'mmcv',
-    'mmsegmentation',
-    'numpy',
-    'scikit-learn',
-)
+
+@dataclass(frozen=True)
+class Measure:
+    """How a task's predictions are scored.
+
+    Args:
+        mean: What the mean over the classes is called.
+        single: What the score of a class is called.
+        key: Name of the mean in the logs.
+        scale: Factor that makes it per cent.
+    """
+
+    mean: str
+    single: str
+    key: str
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -30,69 +36,97 @@ class Model:
 
     Args:
         scalars: What its training logged, line by line.
-        iou: Class -> IoU in per cent, from the tested predictions; NaN for a class that is nowhere.
-        miou: Mean IoU in per cent, as ``tools/test.py`` found it.
-        last_miou: The same, as the last validation during training found it.
+        scores: Class -> score in per cent of the test; NaN for a class that is nowhere.
+        mean: Their mean in per cent, as ``tools/test.py`` found it.
+        last_mean: The same, as the last validation during training found it.
         step_ms: Median time of an iteration.
     """
 
     scalars: list[dict]
-    iou: dict[str, float]
-    miou: float
-    last_miou: float
+    scores: dict[str, float]
+    mean: float
+    last_mean: float
     step_ms: float
 
 
-def read_model(out: Path, name: str, classes: list[str]) -> Model:
-    """Read the latest training and test of a model in the demo's folder."""
-    lines = max((out / 'runs' / name).glob('*/vis_data/scalars.json')).read_text().splitlines()
-    scalars = [json.loads(line) for line in lines]
-    metrics = json.loads(max((out / 'tests' / name).glob('*/*.json')).read_text())
-    iou = class_iou(out / 'predictions' / name, out / 'data/annotations/val', len(classes))
-    training_times = [line['time'] for line in scalars if 'loss' in line]
+@dataclass(frozen=True)
+class Demo:
+    """Everything that was found in a demo's folder.
+
+    Args:
+        out: The folder.
+        records: Step -> record, see :func:`steps.run_steps`.
+        measure: How the models are scored.
+        models: Name -> results, the teacher first.
+        meta: ``metainfo`` of the data set.
+        digits: The classes that are digits.
+        mixed: Those among them that the teacher mixes up.
+    """
+
+    out: Path
+    records: dict[str, dict]
+    measure: Measure
+    models: dict[str, Model]
+    meta: dict
+    digits: list[str]
+    mixed: list[str]
+
+    @property
+    def students(self) -> dict[str, Model]:
+        """The models without the teacher."""
+        return {name: model for name, model in self.models.items() if name != 'teacher'}
+
+    @property
+    def others(self) -> list[str]:
+        """The digits that the teacher does not mix up."""
+        return [name for name in self.digits if name not in self.mixed]
+
+
+def read_scalars(out: Path, name: str) -> list[dict]:
+    """What the latest training of a model logged, line by line."""
+    lines = latest_log(out, name, 'scalars.json').read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def latest_log(out: Path, name: str, path: str) -> Path:
+    """A file or folder that the latest training of a model wrote."""
+    return max((out / 'runs' / name).glob(f'*/vis_data/{path}'))
+
+
+def read_metrics(out: Path, name: str) -> dict[str, float]:
+    """What the latest test of a model found."""
+    return json.loads(max((out / 'tests' / name).glob('*/*.json')).read_text())
+
+
+def make_model(
+    scalars: list[dict], scores: Mapping[str, float], metrics: Mapping, measure: Measure
+) -> Model:
+    """Put the results of a model together.
+
+    Args:
+        scalars: As :func:`read_scalars` gives them.
+        scores: Class -> score in per cent.
+        metrics: As :func:`read_metrics` gives them.
+        measure: How it is scored.
+    """
     return Model(
         scalars=scalars,
-        iou=dict(zip(classes, iou.tolist(), strict=True)),
-        miou=metrics['mIoU'],
-        last_miou=curve(scalars, 'mIoU')[1][-1],
-        step_ms=1000 * statistics.median(training_times),
+        scores=dict(scores),
+        mean=measure.scale * metrics[measure.key],
+        last_mean=measure.scale * curve(scalars, measure.key)[1][-1],
+        step_ms=1000 * statistics.median(line['time'] for line in scalars if 'loss' in line),
     )
 
 
-def curve(scalars: list[dict], name: str) -> tuple[list[int], list[float]]:
+def curve(scalars: list[dict], name: str, scale: float = 1.0) -> tuple[list[int], list[float]]:
     """Return iterations and values of one scalar, from the lines that have it."""
-    found = [(line['step'], line[name]) for line in scalars if name in line]
+    found = [(line['step'], scale * line[name]) for line in scalars if name in line]
     return [step for step, _ in found], [value for _, value in found]
 
 
-def read_label(path: Path) -> np.ndarray:
-    """Return a label map or mask, ``(H, W)`` uint8."""
-    return cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-
-
-def class_iou(predictions: Path, labels: Path, num_classes: int) -> np.ndarray:
-    """Intersection over union of each class, over all label maps of a folder.
-
-    Args:
-        predictions: Folder of predicted label maps, named as the labels.
-        labels: Folder of label maps; 255 is void.
-        num_classes: Number of classes ``C``.
-
-    Returns:
-        ``(C,)`` in per cent, NaN for a class that is nowhere.
-    """
-    pairs = np.zeros((num_classes, num_classes), np.int64)
-    for path in sorted(labels.glob('*.png')):
-        label, prediction = read_label(path), read_label(predictions / path.name)
-        index = label.astype(int)[label != VOID] * num_classes + prediction[label != VOID]
-        pairs += np.bincount(index, minlength=num_classes**2).reshape(pairs.shape)
-    union = pairs.sum(0) + pairs.sum(1) - np.diag(pairs)
-    return np.divide(100 * np.diag(pairs), union, out=np.full(len(union), np.nan), where=union > 0)
-
-
-def mean_iou(iou: dict[str, float], names: list[str]) -> float:
+def mean_score(scores: Mapping[str, float], names: list[str]) -> float:
     """Mean over some classes; those that are nowhere do not count."""
-    values = [iou[name] for name in names if not math.isnan(iou[name])]
+    values = [scores[name] for name in names if not math.isnan(scores[name])]
     return statistics.fmean(values) if values else math.nan
 
 
@@ -106,8 +140,9 @@ def busy_seconds(records: Iterable[dict]) -> float:
     return total
 
 
-def versions() -> dict[str, str]:
+def versions(frameworks: Iterable[str]) -> dict[str, str]:
     """Return name -> version of what is at work, whichever family brings it."""
     found = {dist.metadata['Name']: dist.version for dist in metadata.distributions()}
-    names = [name for stem in LIBRARIES for name in (f'onedl-{stem}', stem) if name in found]
+    stems = (*LIBRARIES, *frameworks, *OTHERS)
+    names = [name for stem in stems for name in (f'onedl-{stem}', stem) if name in found]
     return {'Python': platform.python_version(), **{name: found[name] for name in names}}

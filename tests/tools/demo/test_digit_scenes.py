@@ -74,6 +74,26 @@ def test_the_archive_mixes_up_two_digits_and_nothing_else(tmp_path: Path):
     assert all(before == after for before, after in pairs - mixed)
 
 
+def test_the_archive_has_the_same_boxes_with_the_labels_of_its_maps(tmp_path: Path):
+    root = make_digit_scenes(tmp_path / 'data', num_train=30, num_val=1, size=48)
+    right, archive = (
+        json.loads((root / f'annotations/instances_{name}.json').read_text())
+        for name in ('train', 'train_archive')
+    )
+    assert archive['images'] == right['images']
+    assert archive['categories'] == right['categories']
+    renamed = 0
+    for before, after in zip(right['annotations'], archive['annotations'], strict=True):
+        label = read(root / f'annotations/train_archive/{after["image_id"]:06d}.png')
+        counts = after['segmentation']['counts']
+        flat = np.repeat(np.arange(len(counts)) % 2, counts)
+        mask = flat.reshape(label.shape[::-1]).T.astype(bool)
+        assert (label[mask] == after['category_id']).all()
+        renamed += before['category_id'] != after['category_id']
+        assert {**before, 'category_id': 0} == {**after, 'category_id': 0}
+    assert renamed > 0
+
+
 def test_coco_masks_and_boxes_match_the_label_maps(scenes: Path):
     coco = json.loads((scenes / 'annotations/instances_val.json').read_text())
     assert [entry['id'] for entry in coco['categories']] == list(range(1, 11))
@@ -133,6 +153,21 @@ def test_mmdet_reads_them(scenes: Path):
     label = read(scenes / 'annotations/train/000000.png')
     for digit, mask in zip(sample['gt_bboxes_labels'], sample['gt_masks'].masks, strict=True):
         assert (label[mask.astype(bool)] == digit + 1).all()
+
+
+@pytest.mark.parametrize(('loader', 'count'), [('train_dataloader', 3), ('val_dataloader', 2)])
+def test_mmdet_reads_them_as_configured(scenes: Path, loader: str, count: int):
+    from mmdet.registry import DATASETS as MMDET_DATASETS
+    from mmdet.utils import register_all_modules as register_mmdet
+
+    register_mmdet(init_default_scope=False)
+    cfg = Config.fromfile(ROOT / 'configs/_base_/datasets/digit_scenes_det.py')[loader].dataset
+    dataset = MMDET_DATASETS.build({**cfg, 'data_root': str(scenes), '_scope_': 'mmdet'})
+    assert len(dataset) == count
+    assert dataset.metainfo['classes'] == demo['CLASSES'][1:]
+    sample = dataset[0]
+    assert sample['inputs'].shape[1:] == sample['data_samples'].img_shape == (96, 96)
+    assert len(sample['data_samples'].gt_instances.labels) > 0
 
 
 def test_complete_scenes_are_kept(tmp_path: Path):

@@ -1,0 +1,61 @@
+"""Which units a detector has."""
+
+from __future__ import annotations
+
+from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
+from mmdet.models.detectors.base_detr import DetectionTransformer
+from torch import nn
+
+from mmdistill_ext.units.dense_detection import DenseDetectionUnits
+from mmdistill_ext.units.detection import DetectionUnits
+from mmdistill_ext.units.query_detection import QueryUnits
+from mmdistill_ext.units.roi_detection import RoIMaskUnits, RoIUnits
+
+KINDS = {
+    SingleStageDetector: ('a single-stage detector', 'bbox_head'),
+    TwoStageDetector: ('a two-stage detector', 'roi_head.bbox_head'),
+    DetectionTransformer: ('a DETR', 'bbox_head'),
+}
+"""Frameworks of detectors, and the head that is paired when none is named."""
+
+
+def pair_detectors(
+    student: nn.Module, teacher: nn.Module, head: str | None, teacher_head: str | None, key: str
+) -> DetectionUnits:
+    """Pair a head of the student with one of the teacher.
+
+    Args:
+        student: An mmdet detector.
+        teacher: One of the same kind.
+        head: Path of the student's head; its box head when not given.
+        teacher_head: Path of the teacher's; the same as the student's when not given.
+        key: The config key to name in errors.
+
+    Raises:
+        ValueError: They cannot be paired; the message says why and what can.
+    """
+    kind, (name, default) = _kind(student)
+    if not isinstance(teacher, kind):
+        raise ValueError(
+            f'`teacher.model` should be {name} as the student is: anchors and points pair with '
+            'anchors and points, RoIs with RoIs, queries with queries. Found '
+            f'{type(teacher).__name__} for a {type(student).__name__}.'
+        )
+    head = head or default
+    teacher_head = teacher_head or head
+    if kind is SingleStageDetector:
+        units = DenseDetectionUnits
+    elif kind is DetectionTransformer:
+        units = QueryUnits
+    else:
+        units = RoIMaskUnits if 'mask_head' in head.split('.') else RoIUnits
+    return units(student, teacher, head, teacher_head, key)
+
+
+def is_detector(model: nn.Module) -> bool:
+    """Whether it has units."""
+    return isinstance(model, tuple(KINDS))
+
+
+def _kind(model: nn.Module) -> tuple[type, tuple[str, str]]:
+    return next((kind, found) for kind, found in KINDS.items() if isinstance(model, kind))

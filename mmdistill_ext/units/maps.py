@@ -1,0 +1,69 @@
+"""Where a detector's units lie in the image (SEL-4)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Level(NamedTuple):
+    """One level of a detector's units."""
+
+    height: int
+    width: int
+    priors: int  # per location
+    stride: int
+
+
+class Levels(tuple[Level, ...]):
+    """Units level by level, within a level rows, columns, priors; one map per level.
+
+    Each location is as large as its stride; there the teacher wins where it wins most of the valid
+    priors.
+    """
+
+    def __call__(self, wins: Tensor, valid: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """``(B, N)`` -> maps of each level."""
+        sizes = [level.height * level.width * level.priors for level in self]
+        maps = {}
+        parts = zip(self, wins.split(sizes, 1), valid.split(sizes, 1), strict=True)
+        for level, won, known in parts:
+            shape = (len(wins), level.height, level.width, level.priors)
+            won, known = won.view(shape).sum(-1), known.view(shape).sum(-1)
+            maps[f'_stride{level.stride}'] = tuple(
+                x.repeat_interleave(level.stride, 1).repeat_interleave(level.stride, 2)
+                for x in (2 * won > known, known > 0)
+            )
+        return maps
+
+
+class BoxRegions(NamedTuple):
+    """Units that are boxes, or maps of what is inside of boxes; where several lie, most decide.
+
+    A unit that is a box covers it; a map ``(h, w)`` is enlarged to it.
+    """
+
+    size: tuple[int, int]  # of the batch's images, in pixels
+    images: int
+    index: tuple[Tensor, ...]  # image of each box; and its unit, where units are (B, N)
+    boxes: Tensor  # (P, 4)
+
+    def __call__(self, wins: Tensor, valid: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """``(B, N)``, or ``(P, h, w)`` -> one map."""
+        counts = torch.zeros(2, self.images, *self.size, dtype=torch.int32)
+        if len(self.index) > 1:
+            wins, valid = wins[self.index][:, None, None], valid[self.index][:, None, None]
+        limit = self.boxes.new_tensor(self.size).flip(0).repeat(2)
+        corners = self.boxes.clamp(min=0).minimum(limit).round().long().tolist()
+        places = zip(self.index[0].tolist(), corners, wins, valid, strict=True)
+        for image, (left, top, right, bottom), won, known in places:
+            if right <= left or bottom <= top:
+                continue
+            both = torch.stack((won & known, known))[None].float().cpu()
+            both = F.interpolate(both, (bottom - top, right - left), mode='nearest')[0].int()
+            counts[:, image, top:bottom, left:right] += both
+        won, known = counts
+        return {'': (2 * won > known, known > 0)}
