@@ -87,27 +87,39 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def check_keys(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Require that ``state`` is exactly the model's: no key more or less, every shape equal.
+def load_exactly(
+    model: nn.Module, state: Mapping[str, Tensor], what: str, more: bool = False
+) -> None:
+    """Fill a model with weights that are exactly its own: every key there, every shape equal.
 
+    The model may rename keys of older releases while it loads them, as FCOS's head does.
     ``num_batches_tracked`` may be missing (older checkpoints have none).
 
+    Args:
+        model: The model.
+        state: The weights.
+        what: What they are, for errors.
+        more: Whether there may be weights that the model has not.
+
     Raises:
-        ValueError: Names what differs.
+        ValueError: Names what differs; the model may be filled in part.
     """
     own = model.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith('num_batches_tracked')]
-    unexpected = [k for k in state if k not in own]
     shapes = [
         f'{k}: {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the model'
         for k in own
         if k in state and state[k].shape != own[k].shape
     ]
+    missing, unexpected = model.load_state_dict(
+        {k: v for k, v in state.items() if k not in own or v.shape == own[k].shape}, strict=False
+    )
+    misshapen = {line.partition(':')[0] for line in shapes}
+    missing = [k for k in missing if not k.endswith('num_batches_tracked') and k not in misshapen]
     problems = [
         f'{len(found)} {label} (e.g. {"; ".join(found[:3])})'
         for label, found in (
             ('missing keys', missing),
-            ('unexpected keys', unexpected),
+            ('unexpected keys', [] if more else unexpected),
             ('different shapes', shapes),
         )
         if found

@@ -14,7 +14,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from mmdistill_ext.checkpoint import check_keys, load_weights
+from mmdistill_ext.checkpoint import load_exactly, load_weights
 from mmdistill_ext.compat import require_framework
 from mmdistill_ext.distillers.build import FRAMEWORKS
 
@@ -149,5 +149,4 @@ def check_checkpoint(model: nn.Module, source: str, key: str, partial: bool = Fa
                 f"tensors fit the {len(own)} of the config's model."
             )
         return
-    used = {k: v for k, v in state.items() if k in own}
-    check_keys(model, used, f"`{key}` '{source}'")
+    load_exactly(model, state, f"`{key}` '{source}'", more=True)

@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from mmdistill_ext.checkpoint import check_keys, load_weights, write_atomic
+from mmdistill_ext.checkpoint import load_exactly, load_weights, write_atomic
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
 from mmdistill_ext.registry import HOOKS, MODELS, SCOPE
 
@@ -113,8 +113,7 @@ def load_student(plain: Config, checkpoint: str) -> tuple[nn.Module, dict]:
     scope = {'_scope_': plain.default_scope} if plain.get('default_scope') else {}
     model = build_model({**scope, **plain.model.to_dict()})
     loaded = load_weights(checkpoint)
-    check_keys(model, loaded['state_dict'], f"`checkpoint` '{checkpoint}'")
-    model.load_state_dict(loaded['state_dict'], strict=False)  # strict but for num_batches_tracked
+    load_exactly(model, loaded['state_dict'], f"`checkpoint` '{checkpoint}'")
     return model.eval(), loaded['meta']
 
 

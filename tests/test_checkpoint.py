@@ -7,7 +7,7 @@ import torch
 from mmengine.logging import MessageHub
 from torch import nn
 
-from mmdistill_ext.checkpoint import check_keys, load_weights, write_atomic
+from mmdistill_ext.checkpoint import load_exactly, load_weights, write_atomic
 
 
 class Evil:
@@ -82,7 +82,7 @@ def test_file_without_weights_is_refused(tmp_path, content):
 def test_equal_keys_pass_and_batch_counters_may_be_missing():
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     state = {k: v for k, v in model.state_dict().items() if 'num_batches' not in k}
-    check_keys(model, state, 'file')
+    load_exactly(model, state, 'file')
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,27 @@ def test_other_model_is_refused(change, message):
     state = dict(model.state_dict())
     change(state)
     with pytest.raises(ValueError, match=message):
-        check_keys(model, state, 'file')
+        load_exactly(model, state, 'file')
+
+
+def test_keys_may_be_those_of_an_older_release():
+    """A model that renames them itself, as FCOS's head does with those before mmdet 2.8."""
+
+    class Renamed(nn.Linear):
+        def _load_from_state_dict(self, state, prefix, *args):
+            if prefix + 'old' in state:
+                state[prefix + 'bias'] = state.pop(prefix + 'old')
+            super()._load_from_state_dict(state, prefix, *args)
+
+    model = nn.Sequential(Renamed(2, 3))
+    state = {k: torch.ones_like(v) for k, v in model.state_dict().items()}
+    state['0.old'] = state.pop('0.bias')
+    load_exactly(model, state, 'file')
+    assert all((value == 1).all() for value in model.state_dict().values())
+    assert '0.old' in state  # the caller's is left alone
+    state['0.other'] = state.pop('0.old')
+    with pytest.raises(ValueError, match=r'missing keys .e.g. 0.bias.*unexpected.*0.other'):
+        load_exactly(model, state, 'file')
 
 
 def test_write_is_all_or_nothing(tmp_path):

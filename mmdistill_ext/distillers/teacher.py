@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
-from mmdistill_ext.checkpoint import check_keys, load_weights
+from mmdistill_ext.checkpoint import load_exactly, load_weights
 from mmdistill_ext.distillers.build import build_model
 from mmdistill_ext.isolation import isolated_rng
 from mmdistill_ext.taps import Call, Taps
@@ -49,10 +49,7 @@ class Teacher(nn.Module):
         with isolated_rng():
             self.model = revert_sync_batchnorm(build_model(model, 'teacher.model'))
         loaded = load_weights(checkpoint, 'teacher.checkpoint')
-        check_keys(self.model, loaded['state_dict'], f"`teacher.checkpoint`='{checkpoint}'")
-        self.model.load_state_dict(
-            loaded['state_dict'], strict=False
-        )  # strict but for num_batches_tracked
+        load_exactly(self.model, loaded['state_dict'], f"`teacher.checkpoint`='{checkpoint}'")
         self.classes: tuple[str, ...] | None = _classes(loaded['meta'])
         self.requires_grad_(False)
         self.channels_last = channels_last
