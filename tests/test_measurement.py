@@ -14,6 +14,7 @@ from mmdistill_ext.measurement import (
     RoundSampler,
     build_round_loader,
     find_pipeline,
+    labels_first,
     with_pipeline,
 )
 from tests import tiny_seg
@@ -238,3 +239,33 @@ def test_a_data_set_gets_another_pipeline_inside_its_wrappers(dataset, expected)
 )
 def test_the_pipeline_is_found_inside_the_wrappers(dataset, expected):
     assert find_pipeline(dataset) == expected
+
+
+IMAGE, RESIZE = dict(type='mmdet.LoadImageFromFile'), dict(type='Resize', scale=(32, 32))
+LABELS = dict(type='LoadAnnotations', with_bbox=True)
+PACK = dict(type='PackDetInputs')
+
+
+@pytest.mark.parametrize(
+    ('pipeline', 'expected'),
+    [
+        ([IMAGE, RESIZE, LABELS, PACK], [IMAGE, LABELS, RESIZE, PACK]),
+        ([IMAGE, LABELS, RESIZE, PACK], [IMAGE, LABELS, RESIZE, PACK]),
+        ([IMAGE, RESIZE, PACK], [IMAGE, RESIZE, PACK]),
+        ([RESIZE, LABELS], [LABELS, RESIZE]),
+    ],
+    ids=['after', 'before', 'without', 'no image'],
+)
+@pytest.mark.parametrize('wrap', ['plain', 'repeat', 'concat'])
+def test_labels_are_loaded_right_after_the_image(pipeline, expected, wrap):
+    def wrapped(steps):
+        plain = dict(type='CocoDataset', pipeline=steps)
+        if wrap == 'repeat':
+            return dict(type='RepeatDataset', times=2, dataset=plain)
+        return dict(type='ConcatDataset', datasets=[plain]) if wrap == 'concat' else plain
+
+    dataset = wrapped(pipeline)
+    before = copy.deepcopy(dataset)
+    found = labels_first(dataset)
+    assert find_pipeline(found) == expected
+    assert dataset == before

@@ -53,8 +53,8 @@ SIZES = dict(
 def config(name: str, **changes: object) -> dict:
     """Return one of them with ResNet-18s of 8 channels; ``changes`` go to its top level."""
     cfg = resolve_model_cfg(f'mmdet::{ZOO[name]}')
-    # Deformable DETR's encoding of proposals has its width fixed in mmdet's code.
-    width = dict(embed_dims=256, num_feats=128) if name == 'two_stage' else {}
+    # The encoding of proposals has its width fixed in mmdet's code (that of DINO up to 3.3).
+    width = dict(embed_dims=256, num_feats=128) if name in ('two_stage', 'dino') else {}
     _shrink(cfg, {**SIZES, **width})
     cfg.backbone.update(depth=18, init_cfg=None, norm_eval=True, base_channels=8, stem_channels=8)
     stages = cfg.backbone.out_indices
@@ -104,9 +104,9 @@ def vary(model: nn.Module) -> None:
 def calm(model: nn.Module) -> nn.Module:
     """Weaken heads: boxes stay near their RoIs or the middle, no score is near 0 or 1."""
     weak = {'shared_fcs': 0.3, 'roi_head.bbox_head': 0.5, 'reg_branches': 0.5, 'fc_reg': 0.3}
-    if hasattr(model, 'query_embedding'):
-        wide = model.query_embedding.weight.shape[1] > 256
-        weak.update(cls_branches=0.2 if wide else 1.0)
+    branches = getattr(getattr(model, 'bbox_head', None), 'cls_branches', None)
+    if branches is not None and branches[0].in_features > 100:
+        weak.update(cls_branches=0.1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             for part, factor in weak.items():
@@ -175,7 +175,7 @@ def distil(
     seeds: tuple[int, int] = (12, 11),
     **changes: object,
 ) -> nn.Module:
-    """Build a student in training mode and its teacher, both calm.
+    """Build a student in training mode and its teacher, both calm; no layer drops anything.
 
     Args:
         folder: Where the teacher is saved.
@@ -196,6 +196,9 @@ def distil(
         parts[0], dict(model=parts[1], checkpoint=str(path)), losses, fit=fit
     )
     model.load_state_dict(calm(build(cfg, seeds[0])).state_dict())
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     return model.train()
 
 
@@ -235,7 +238,7 @@ def reference(units, selective: bool, joint: bool = False) -> dict[str, object]:
     for at in (units.labels != -1).nonzero().tolist():
         label = int(units.labels[tuple(at)])
         student, teacher = (
-            logits.detach().double()[at[0], (slice(None), *at[1:])]
+            logits.detach().double()[(at[0], slice(None), *at[1:])]
             for logits in (units.student, units.teacher)
         )
         if units.sigmoid:

@@ -2,6 +2,15 @@
 
 from .blockwise import Block, BlockwiseResult, Selection, blockwise_distillation
 from .checks import check_labels
+from .ensemble import (
+    error_correlation,
+    general_weights,
+    linear,
+    min_logit,
+    min_loss,
+    mix,
+    validation_weights,
+)
 from .fit import (
     SPLITS,
     FitParts,
@@ -20,25 +29,36 @@ from .selective import (
     unit_difference,
     unit_distillation,
 )
+from .simplex import GRANULARITIES, SimplexWeights, simplex_weights
 
 __all__ = [
+    'GRANULARITIES',
     'SPLITS',
     'Block',
     'BlockwiseResult',
     'FitParts',
     'Selection',
+    'SimplexWeights',
     'blockwise_distillation',
     'check_labels',
     'contrast_mask',
+    'error_correlation',
     'exponential_fit',
     'fit_loss',
     'fit_parts',
     'fitting_error',
+    'general_weights',
+    'linear',
     'logistic_fit',
+    'min_logit',
+    'min_loss',
+    'mix',
     'select_units',
     'selective_distillation',
     'simple_images',
     'simple_units',
+    'simplex_weights',
     'unit_difference',
     'unit_distillation',
+    'validation_weights',
 ]

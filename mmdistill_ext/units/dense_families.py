@@ -71,7 +71,8 @@ class DenseFamily:
 
     def flatten(self, maps: Sequence[Tensor], channels: int) -> Tensor:
         """``(B, A * channels, H, W)`` of each level -> ``(B, N, channels)``."""
-        return torch.cat([m.permute(0, 2, 3, 1).reshape(len(m), -1, channels) for m in maps], 1)
+        locations = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
+        return locations.view(len(locations), -1, channels)
 
     def decode(self, priors: Tensor, strides: Tensor, predicted: Tensor) -> Tensor:
         """What the head predicts for ``P`` boxes, ``(P, D)`` -> boxes ``(P, 4)``."""

@@ -181,7 +181,8 @@ class RoIUnits(_RoIUnits):
         own: RoISplit | None = None,
     ) -> Units:
         """Build the units of one step from the tapped calls."""
-        found = own.pairing if own else RoIPairing(self, taps, teacher_call)
+        known = own is not None and own.pairing.pair is self  # or another head of the teacher
+        found = own.pairing if known else RoIPairing(self, taps, teacher_call)
         call = found.call
         boxes = found.boxes(self.student, call['bbox_pred'], found.positive, found.classes)
         return Units(
@@ -393,7 +394,8 @@ class RoIMaskUnits(_RoIUnits):
         own: MaskSplit | None = None,
     ) -> Units:
         """Build the units of one step from the tapped calls."""
-        found = own.pairing if own else MaskPairing(self, taps, teacher_call)
+        known = own is not None and own.pairing.pair is self  # or another head of the teacher
+        found = own.pairing if known else MaskPairing(self, taps, teacher_call)
         return Units(
             student=found.of_class(self.head, found.call['mask_preds']),
             teacher=found.teacher,
