@@ -139,6 +139,10 @@ class Taps:
             )
         return calls[0]
 
+    def owner(self, name: str) -> Any:
+        """What has the method: of this model, be it a copy of another."""
+        return self._targets[name][1]
+
     def all(self, name: str) -> list[Call]:
         """All calls, in order."""
         return self._records[name]

@@ -72,7 +72,6 @@ class Distillation:
         self.fit = None if fit is None else build_fit(fit)
         if self.fit is not None:
             check_task(self.main_term)
-            check_teachers(self.terms)
         self.classes: tuple[str, ...] = self.teacher.classes or tuple(
             str(index) for index in range(self.terms[0].units.data_classes)
         )
@@ -196,22 +195,6 @@ def check_task(term: Term | None) -> None:
             '`fit` needs a student with a task loss: the `loss_weight` of its head should be > 0. '
             f"Found {term.task.loss_weight} in '{term.task.name}'."
         )
-
-
-def check_teachers(terms: list[Term]) -> None:
-    """Refuse the fit loss where two teachers' heads would split one head's loss.
-
-    Raises:
-        ValueError: Two losses pair a head of the student with different ones of the teacher.
-    """
-    heads: dict[str, str] = {}
-    for term in terms:
-        own, other = term.units.heads
-        if heads.setdefault(own, other) != other:
-            raise ValueError(
-                '`fit` needs one `teacher_head` for each head of the student. Found '
-                f"'{heads[own]}' and '{other}' for '{own}' (`losses.{term.name}`)."
-            )
 
 
 def _no_loss(seg_logits: Tensor, batch_data_samples: list) -> dict:

@@ -71,7 +71,7 @@ class DenseDetectionUnits(DetectionUnits):
         own: DenseSplit | None = None,
     ) -> Units:
         """Build the units of one step from the tapped calls."""
-        found = own.pairing if own else DensePairing(self, taps, teacher_call)
+        found = self.known(own) or DensePairing(self, taps, teacher_call)
         mine = found.student_boxes(*found.index)
         with torch.no_grad():
             its = found.teacher_boxes(*found.index)
@@ -105,7 +105,8 @@ class DenseDetectionUnits(DetectionUnits):
         """Take part in the head's own loss; gives what the units are to be built with."""
         pairing = DensePairing(self, taps, teacher_call)
         own = DenseSplit(pairing, ground_truth(data_samples), split)
-        with own.loss(), self.student.rows(own.loss, lambda: own.levels):
+        family = type(self.student)(taps.owner(self.student_tap))
+        with own.loss(), family.rows(own.loss, lambda: own.levels):
             yield own
 
 

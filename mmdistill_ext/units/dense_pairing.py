@@ -161,7 +161,7 @@ class DenseSplit(HeadSplit):
     """The split of a single-stage head's own loss."""
 
     def __init__(self, pairing: DensePairing, truth: list, split: Split) -> None:
-        super().__init__(pairing.student.head, split, len(truth))
+        super().__init__(pairing.taps.owner(pairing.pair.student_tap), split, len(truth))
         self.pairing, self.truth = pairing, truth
 
     @property
@@ -212,4 +212,3 @@ class DenseSplit(HeadSplit):
         parts = self.simple.split([counts[i] for i in found.pair.student_levels], 1)
         known = dict(zip(found.pair.student_levels, parts, strict=True))
         return [(known.get(i, torch.ones_like(x)), x) for i, x in enumerate(positive)]
-

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmdistill_ext.taps import Call, Taps
 from mmdistill_ext.units.base import Split, TaskLoss, Units
+from mmdistill_ext.units.head_split import HeadSplit
 from mmdistill_ext.units.own_loss import check_loss_modules, total_loss
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class DetectionUnits:
         teacher_call: Call,
         data_samples: list[DetDataSample],
         split: Split | None = None,
-        own: object | None = None,
+        own: HeadSplit | None = None,
     ) -> Units:
         """Build the units of one step from the tapped calls.
 
@@ -101,9 +102,13 @@ class DetectionUnits:
     @contextmanager
     def split_own(
         self, taps: Taps, teacher_call: Call, data_samples: list[DetDataSample], split: Split
-    ) -> Iterator[object]:
+    ) -> Iterator[HeadSplit]:
         """Take part in the head's own loss; gives what the units are to be built with."""
         raise NotImplementedError
+
+    def known(self, own: HeadSplit | None) -> object | None:
+        """What a split knows of the step, unless it was made with another head of the teacher."""
+        return own.pairing if own is not None and own.pairing.pair is self else None
 
     def has_labels(self, sample: dict) -> bool:
         """Whether a sample of a data set has what :meth:`gt_loss` needs."""

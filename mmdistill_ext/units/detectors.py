@@ -8,8 +8,9 @@ from torch import nn
 
 from mmdistill_ext.units.dense_detection import DenseDetectionUnits
 from mmdistill_ext.units.detection import DetectionUnits
+from mmdistill_ext.units.mask_detection import RoIMaskUnits
 from mmdistill_ext.units.query_detection import QueryUnits
-from mmdistill_ext.units.roi_detection import RoIMaskUnits, RoIUnits
+from mmdistill_ext.units.roi_detection import RoIUnits
 
 KINDS = {
     SingleStageDetector: ('a single-stage detector', 'bbox_head'),

@@ -22,10 +22,12 @@ class HeadSplit:
 
     Attributes:
         loss: Takes part in the head's loss.
+        pairing: What is known of the step. Of subclasses.
         right: ``(B, ...)``, or by image ``(B,)``: what the teacher has right. Of subclasses.
         valid: ``(B, ...)``, units that count. Of subclasses.
     """
 
+    pairing: object
     right: Tensor
     valid: Tensor
 

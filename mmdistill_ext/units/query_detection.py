@@ -17,10 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 from mmdistill_ext.functional.selective import full_precision
 from mmdistill_ext.losses.box import overlaps
 from mmdistill_ext.taps import Call, Taps, resolve, wrapped
-from mmdistill_ext.units.base import Boxes, OwnSplit, Split, Units
+from mmdistill_ext.units.base import Boxes, Split, Units
 from mmdistill_ext.units.detection import IGNORED, DetectionUnits, ground_truth, size_of
+from mmdistill_ext.units.head_split import HeadSplit
 from mmdistill_ext.units.maps import BoxRegions
-from mmdistill_ext.units.own_loss import OwnLoss
 from mmdistill_ext.units.rightness import right_images, right_units
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class QueryUnits(DetectionUnits):
         own: QuerySplit | None = None,
     ) -> Units:
         """Build the units of one step from the tapped calls."""
-        found = own.pairing if own else QueryPairing(self, taps, teacher_call, data_samples)
+        found = self.known(own) or QueryPairing(self, taps, teacher_call, data_samples)
         scores, boxes = found.student_layer
         queries = found.student_queries
         return Units(
@@ -122,7 +122,8 @@ class QueryUnits(DetectionUnits):
     ) -> Iterator[QuerySplit]:
         """Take part in the head's own loss; gives what the units are to be built with."""
         own = QuerySplit(QueryPairing(self, taps, teacher_call, data_samples), split)
-        with own.loss(), wrapped(self.head, 'loss_by_feat_single', own.layer):
+        head = taps.owner(self.student_tap)
+        with own.loss(), wrapped(head, 'loss_by_feat_single', own.layer):
             yield own
 
 
@@ -247,16 +248,22 @@ class QueryPairing:
         return pad_sequence(values, batch_first=True, padding_value=value)
 
 
-class QuerySplit:
-    """The split of the own losses of a head's layers (FIT-3, FIT-4).
+class QuerySplit(HeadSplit):
+    """The split of the own losses of a head's layers.
 
     An object is as simple as the teacher's query for it; queries without an object are simple when
     queries are split. The denoising queries of DINO are left alone.
     """
 
     def __init__(self, pairing: QueryPairing, split: Split) -> None:
-        self.pairing, self.split = pairing, split
-        self.loss = OwnLoss(pairing.pair.head, split.hard_weight)
+        head = pairing.taps.owner(pairing.pair.student_tap)
+        super().__init__(head, split, len(pairing.samples))
+        self.pairing = pairing
+
+    @property
+    def valid(self) -> Tensor:
+        """``(B, G)`` bool."""
+        return self.pairing.all_labels != IGNORED
 
     @cached_property
     @torch.no_grad()
@@ -288,13 +295,6 @@ class QuerySplit:
             *limits,
         )
 
-    @cached_property
-    def simple(self) -> Tensor:
-        """``(B, G)`` bool."""
-        if self.split.by == 'unit':
-            return self.right
-        return self.right[:, None].expand(self.pairing.labels.shape)
-
     def layer(self, single: Callable) -> Callable:
         """Tell the loss modules of one layer which of its queries are simple."""
 
@@ -318,14 +318,6 @@ class QuerySplit:
             else:
                 rows.append(torch.cat((self.right.new_ones(1), self.right[image]))[objects])
         return torch.cat(rows)
-
-    def result(self, losses: dict) -> OwnSplit:
-        """What came out, given the head's losses."""
-        valid = self.pairing.all_labels != IGNORED
-        if self.split.by == 'image':
-            valid = torch.ones_like(self.right)
-        samples = torch.stack((self.right.sum(), valid.sum()))
-        return OwnSplit(samples, self.loss.parts(losses), len(self.pairing.samples))
 
 
 def _find(model: nn.Module, path: str, key: str) -> nn.Module:

@@ -404,6 +404,10 @@ def test_copies_of_the_student_do_as_it_does(name, models):
     copied = copy.deepcopy(model)
     assert copied.distillation is model.distillation
     assert tiny_zoo.step(model, data).logged == tiny_zoo.step(copied, data).logged
+    for by in ('unit', 'image'):
+        own = tiny_zoo.step(fit(model, by, 0.25), data)
+        assert own.logged == tiny_zoo.step(copied, data).logged
+    model.distillation.fit = None
 
 
 def test_two_stages_of_one_teacher_are_two_terms(tmp_path):

@@ -2,8 +2,9 @@ import pytest
 
 from mmdistill_ext.units.dense_detection import DenseDetectionUnits
 from mmdistill_ext.units.detectors import is_detector, pair_detectors
+from mmdistill_ext.units.mask_detection import RoIMaskUnits
 from mmdistill_ext.units.query_detection import QueryUnits
-from mmdistill_ext.units.roi_detection import RoIMaskUnits, RoIUnits
+from mmdistill_ext.units.roi_detection import RoIUnits
 from tests import tiny_det, tiny_zoo
 
 OTHERS = dict(
