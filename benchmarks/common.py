@@ -27,15 +27,19 @@ def alternate(
 ) -> dict[str, dict]:
     """Time each side ``repeats`` times, in turns, so that a slow minute of the machine hits all.
 
+    Each turn begins with another side, because what ran before leaves caches and memory behind.
+
     Returns:
         Side -> median, least and largest time in seconds, and all of them.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
     for turn in range(warmup + repeats):
-        for name, side in sides.items():
+        first = turn % len(names)
+        for name in (*names[first:], *names[:first]):
             _wait(device)
             begin = time.perf_counter()
-            side()
+            sides[name]()
             _wait(device)
             if turn >= warmup:
                 times[name].append(time.perf_counter() - begin)

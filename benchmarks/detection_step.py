@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import torch
 from common import alternate, environment, step_parser, training_steps, write_json
@@ -74,8 +75,12 @@ def main() -> None:
             bare(images, mode='tensor')
 
     times = alternate(dict(**sides, teacher=teacher_forward), device, args.repeats)
-    floor = times['plain']['median'] + times['teacher']['median']
-    ratios = {n: t['median'] / floor for n, t in times.items() if n in SIDES}
+    both = zip(times['plain']['all'], times['teacher']['all'], strict=True)
+    floors = [plain + teacher for plain, teacher in both]
+    ratios = {  # turn by turn, so that a slow minute of the machine counts on both sides
+        name: median(own / floor for own, floor in zip(times[name]['all'], floors, strict=True))
+        for name in SIDES
+    }
     print('| side | time (median, least to largest) | / (plain + teacher) |\n|---|---|---|')
     for name, found in times.items():
         ratio = f'{ratios[name]:.3f}' if name in ratios else ''
