@@ -12,6 +12,7 @@ from mmengine.device import get_device
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import distributed as dist
 from torch import nn
 
 from mmdistill_ext.checkpoint import load_exactly, load_weights
@@ -150,3 +151,12 @@ def check_checkpoint(model: nn.Module, source: str, key: str, partial: bool = Fa
             )
         return
     load_exactly(model, state, f"`{key}` '{source}'", more=True)
+
+
+def leave_process_group() -> None:
+    """End the work with other processes, at the end of a run.
+
+    A process that exits with the group alive may be aborted by the threads of gloo.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -107,3 +107,13 @@ def test_data_root_option_reaches_every_data_set(tmp_path):
     roots = [part.data_root for part in cfg.train_dataloader.dataset.datasets]
     assert (cfg.data_root, roots) == ('new/place', ['new/place', 'x'])
     assert cfg.val_evaluator.ann_file == 'new/place/val.json'
+
+
+def test_the_process_group_is_left_at_the_end(tmp_path):
+    from torch import distributed as dist
+
+    cli.leave_process_group()  # there is none
+    store = dist.FileStore(str(tmp_path / 'store'), 1)
+    dist.init_process_group('gloo', store=store, rank=0, world_size=1)
+    cli.leave_process_group()
+    assert not dist.is_initialized()

@@ -288,3 +288,16 @@ def overlap(first: list[float], second: list[float]) -> tuple[float, float]:
         max(first[3], second[3]) - min(first[1], second[1])
     )
     return common / union, common / union - (hull - union) / max(hull, 1e-6)
+
+
+def in_a_crowd(box: list[float], sample, iou: float) -> bool:
+    """Whether so much of a box lies in one of the ignored ones."""
+    area = max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+    for left, top, right, bottom in sample.ignored_instances.bboxes.tolist():
+        width, height = (
+            min(box[2], right) - max(box[0], left),
+            min(box[3], bottom) - max(box[1], top),
+        )
+        if max(width, 0) * max(height, 0) >= iou * max(area, 1e-6):
+            return True
+    return False

@@ -96,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runner = cli.build_runner(cfg)
     cli.check_checkpoint(runner.model, args.checkpoint, 'checkpoint')
     runner.test()
+    cli.leave_process_group()
 
 
 if __name__ == '__main__':

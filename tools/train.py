@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runner = cli.build_runner(cfg)
     check_start(runner)
     runner.train()
+    cli.leave_process_group()
 
 
 if __name__ == '__main__':

@@ -188,7 +188,8 @@ def check_task(term: Term | None) -> None:
     if term is None:
         raise ValueError(
             '`fit` needs one of the `losses` on the head that the student predicts with '
-            "(`head='decode_head'` of a segmenter). Found none."
+            "(`head='decode_head'`, 'bbox_head', 'roi_head.bbox_head' or its last stage). Found "
+            'none.'
         )
     if term.task and not term.task.loss_weight > 0:
         raise ValueError(

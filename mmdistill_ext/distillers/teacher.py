@@ -81,6 +81,11 @@ class Teacher(nn.Module):
                 level=logging.WARNING,
             )
             return
+        if not hasattr(other, '_enable_normalize'):
+            raise ValueError(
+                '`student.data_preprocessor` should normalise its input, as that of the teacher '
+                f'does. Found {type(other).__name__}.'
+            )
         mean, std = _normalisation(own)
         student_mean, student_std = _normalisation(other)
         self.flip_channels = _flips_channels(own) != _flips_channels(other)

@@ -17,7 +17,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from mmdistill_ext.compat import require_framework
-from mmdistill_ext.hooks.common import unwrapped_model
+from mmdistill_ext.hooks.common import plain_datasets, unwrapped_model
 from mmdistill_ext.isolation import isolated_rng
 from mmdistill_ext.registry import HOOKS
 from mmdistill_ext.visualization import write_png
@@ -84,7 +84,8 @@ class BoxComparisonHook(Hook):
         if runner.val_loop is None:
             raise ValueError('`BoxComparisonHook` needs a `val_dataloader`. Found none.')
         dataset = runner.val_dataloader.dataset
-        check_label_order(getattr(getattr(dataset, 'pipeline', None), 'transforms', ()))
+        for part in plain_datasets(dataset):
+            check_label_order(part.pipeline.transforms)
         self.visualizer = DetLocalVisualizer()  # not by get_instance, so it is in no registry
         self.visualizer.dataset_meta = getattr(dataset, 'metainfo', {})
 
@@ -144,7 +145,7 @@ def check_model(model: nn.Module) -> None:
 def check_label_order(transforms: list) -> None:
     """Refuse labels that are resized: predictions and pictures have the original image's size."""
     names = [type(transform).__name__ for transform in transforms]
-    after = names[names.index('LoadAnnotations') :] if 'LoadAnnotations' in names else []
+    after = names[names.index('LoadAnnotations') :] if 'LoadAnnotations' in names else ['Resize']
     if any('Resize' in name for name in after):
         raise ValueError(
             '`val_dataloader.dataset.pipeline` should have LoadAnnotations after Resize, for '

@@ -43,8 +43,9 @@ class FitHook(Hook):
         window: Iterations that the running means go back; ``interval`` when not given.
         begin: Iterations at the start of the run that are left out; x is 0 until then. In a run
             from scratch the statistics of BatchNorm have to settle before eval mode means anything.
-        dataloader: Where the second GT loss is measured; ``val_dataloader`` when not given. Its
-            sampler is replaced by one that goes round in random permutations.
+        dataloader: Where the second GT loss is measured; ``val_dataloader`` when not given, for
+            detectors with the training's batch size. Its sampler is replaced by one that goes round
+            in random permutations.
         measure_train: Measure the first GT loss in eval mode, too, on as many training images
             under the validation's pipeline, and take that: so dropout, batch statistics and
             augmentation do not pose as overfitting. Logged as ``fit/train_gt_loss_eval``.
@@ -169,6 +170,8 @@ class FitHook(Hook):
         cfg = runner.cfg.get(key) if self.dataloader is None else self.dataloader
         if self.distillation.main_term.units.labels_follow_image and cfg:
             cfg = {**cfg, 'dataset': labels_first(cfg['dataset'])}
+            if self.dataloader is None:  # a detector's loss is divided by its batch's positives
+                cfg['batch_size'] = runner.cfg.train_dataloader.batch_size
         loaders = {'val': build_round_loader(cfg, self.batches, runner.seed, key)}
         self._check(runner, loaders['val'], key)
         if self.measure_train:

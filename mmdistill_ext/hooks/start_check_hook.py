@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from mmengine.dist import is_main_process
@@ -12,7 +10,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import nn
 
-from mmdistill_ext.hooks.common import unwrapped_model
+from mmdistill_ext.hooks.common import plain_datasets, unwrapped_model
 from mmdistill_ext.isolation import isolated_rng
 from mmdistill_ext.registry import HOOKS
 
@@ -104,7 +102,7 @@ def scan_labels(
     Raises:
         ValueError: A label is missing or has other values; the message names the file and ``key``.
     """
-    for part in _datasets(dataset):
+    for part in plain_datasets(dataset):
         for index in range(0, len(part), max(1, len(part) // limit)):
             values, source = label_values(part, index, key)
             wrong = values[((values < 0) | (values >= num_classes)) & (values != ignore_index)]
@@ -137,17 +135,6 @@ def label_values(dataset, index: int, key: str) -> tuple[np.ndarray, str]:
                 f"'{sample.get('seg_map_path')}'."
             ) from error
     return np.unique(sample.get('gt_seg_map', np.array([], int))), sample.get('seg_map_path')
-
-
-def _datasets(dataset) -> Iterator:
-    """The plain data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    if hasattr(dataset, 'datasets'):
-        for part in dataset.datasets:
-            yield from _datasets(part)
-    elif hasattr(dataset, 'dataset'):
-        yield from _datasets(dataset.dataset)
-    else:
-        yield dataset
 
 
 def score_teacher(runner: Runner, teacher: nn.Module) -> dict[str, float]:

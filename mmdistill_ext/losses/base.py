@@ -82,6 +82,8 @@ class PairLoss(nn.Module):
         check_choice('average', average, AVERAGES)
         if joint and box is None:
             raise ValueError('`joint=True` needs a `box` to select together with. Found box=None.')
+        if box is not None and not isinstance(box, dict):
+            raise ValueError(f"`box` should be a dict such as dict(distance='iou'). Found {box!r}.")
         self.box = None if box is None else BoxTerm(**box)
         self.joint = joint
         self.selection = selection
@@ -121,8 +123,10 @@ class PairLoss(nn.Module):
         """
         if self.box is not None and self.box.distance not in box_distances:
             raise ValueError(
-                f'`box.distance` should be one of {", ".join(box_distances) or "none"} for these '
-                f'heads. Found {self.box.distance!r}.'
+                f'`box.distance` should be one of {", ".join(box_distances)} for these heads. '
+                f'Found {self.box.distance!r}.'
+                if box_distances
+                else f'`box` is for heads with boxes: leave it out. Found {self.box.distance!r}.'
             )
         if self.average == 'positive' and not background:
             raise ValueError("`average='positive'` is for detectors. Found a head without boxes.")

@@ -17,9 +17,9 @@ class BoxTerm(nn.Module):
     """Distance between the boxes of student and teacher on positive units.
 
     ``iou``: 1 - GIoU; a teacher's box thinner than a pixel teaches nothing. ``l1``: mean of the
-    four absolute differences, in strides of the unit. ``distribution``: ``T^2 KL`` between the
-    distributions over the distances of a side, averaged over the sides, for heads that predict
-    them (GFL; cf. LD, https://arxiv.org/abs/2102.12252).
+    four absolute differences, in ``Boxes.scale`` (strides, sides of the RoI, sizes of the image).
+    ``distribution``: ``T^2 KL`` between the distributions over the distances of a side, averaged
+    over the sides, for heads that predict them (GFL; cf. LD, https://arxiv.org/abs/2102.12252).
 
     Args:
         weight: Factor beside the classification's, >= 0.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mmdistill_ext.functional.checks import check_choice
 from mmdistill_ext.losses.base import PairLoss
 from mmdistill_ext.registry import MODELS
 
@@ -33,6 +34,7 @@ class KDLoss(PairLoss):
         average: str = 'valid',
         box: dict | None = None,
     ) -> None:
+        check_choice('average', average, ('valid', 'positive'))
         super().__init__(
             'all',
             distance=distance,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from mmdet.models.dense_heads import FCOSHead
 from torch import nn
 
 from mmdistill_ext.taps import Call, Taps, resolve
@@ -75,7 +76,10 @@ class DenseDetectionUnits(DetectionUnits):
         mine = found.student_boxes(*found.index)
         with torch.no_grad():
             its = found.teacher_boxes(*found.index)
-        labels = found.assigned.labels.where(found.assigned.classified, IGNORED)
+        labels, classified = found.assigned.labels, found.assigned.classified
+        if not self.teacher.knows_background:
+            classified = classified & (labels < self.num_classes)
+        labels = labels.where(classified, IGNORED)
         return Units(
             student=found.student_scores.transpose(1, 2),
             teacher=found.teacher_scores.transpose(1, 2),
@@ -111,8 +115,8 @@ class DenseDetectionUnits(DetectionUnits):
 
 
 def _find(model: nn.Module, path: str, key: str) -> DenseFamily:
-    head, _ = resolve(model, path, key)
-    family = find_family(head)
+    head, method = resolve(model, path, key)
+    family = find_family(head) if method == 'forward' else None
     if family is None:
         known = ', '.join(kin.kind.__name__ for kin in FAMILIES)
         raise ValueError(
@@ -132,6 +136,12 @@ def _refuse(
 
 
 def _check_pair(student: nn.Module, teacher: nn.Module, key: str) -> None:
+    if not (isinstance(student, FCOSHead) or hasattr(student, 'assigner')):
+        raise ValueError(
+            f"The student's {type(student).__name__} should have an assigner (`{key}`): its config "
+            'needs `train_cfg`. Found none.'
+        )
+
     def refuse(rule: str, own: object, other: object) -> None:
         _refuse(rule, key, student, teacher, own, other)
 

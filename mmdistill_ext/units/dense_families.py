@@ -26,7 +26,7 @@ from mmdistill_ext.taps import Call, wrapped
 from mmdistill_ext.units.maps import Level, Levels
 from mmdistill_ext.units.own_loss import OwnLoss
 
-Split = Callable[[], list[tuple[Tensor, Tensor]]]
+LevelRows = Callable[[], list[tuple[Tensor, Tensor]]]
 """Gives simple and positive units ``(B, n)`` of each level."""
 
 
@@ -49,6 +49,7 @@ class DenseFamily:
     kind: type
     first = 0  # place of the labels in what the method of targets returns
     targets = 'get_targets'
+    knows_background = True  # its classes are learned there too
 
     def __init__(self, head: nn.Module) -> None:
         self.head = head
@@ -110,7 +111,7 @@ class DenseFamily:
         return Assigned(labels, weights > 0, boxes, weights > 0)
 
     @contextmanager
-    def rows(self, own: OwnLoss, split: Split) -> Iterator[None]:
+    def rows(self, own: OwnLoss, split: LevelRows) -> Iterator[None]:
         """Tell the head's loss modules which of their rows are simple.
 
         Args:
@@ -118,7 +119,7 @@ class DenseFamily:
             split: Gives simple and positive units ``(B, n)`` of each level, once the head has its
                 targets.
         """
-        level = -1
+        level, chosen = -1, {}
 
         def count(single):
             def counting(*args, **kwargs):
@@ -130,7 +131,11 @@ class DenseFamily:
 
         def rows(name: str) -> Tensor:
             simple, positive = (x.flatten() for x in split()[level])
-            return simple if name in self.all_rows else simple[positive]
+            if name in self.all_rows:
+                return simple
+            if level not in chosen:  # to choose by a mask waits for the device
+                chosen[level] = simple[positive]
+            return chosen[level]
 
         own.rows = rows
         with wrapped(self.head, 'loss_by_feat_single', count):
@@ -170,7 +175,8 @@ class GFL(DenseFamily):
 
     def decode(self, priors: Tensor, strides: Tensor, predicted: Tensor) -> Tensor:
         """Expected distances from the anchor's centre."""
-        distances = self.head.integral(predicted) * strides[:, None]
+        with torch.autocast(predicted.device.type, enabled=False):  # it ends in a linear layer
+            distances = self.head.integral(predicted) * strides[:, None]
         return distance2bbox(self.head.anchor_center(priors), distances)
 
     def decode_targets(self, priors: Tensor, strides: Tensor, targets: Tensor) -> Tensor:
@@ -220,7 +226,7 @@ class FCOS(DenseFamily):
         return Assigned(labels, every, boxes, every)
 
     @contextmanager
-    def rows(self, own: OwnLoss, split: Split) -> Iterator[None]:
+    def rows(self, own: OwnLoss, split: LevelRows) -> Iterator[None]:
         """All levels at once."""
 
         def rows(name: str) -> Tensor:
@@ -239,6 +245,7 @@ class YOLOX(DenseFamily):
 
     kind = YOLOXHead
     targets = '_get_targets_single'
+    knows_background = False
     all_rows = ('loss_obj',)
 
     def decode(self, priors: Tensor, strides: Tensor, predicted: Tensor) -> Tensor:
@@ -266,7 +273,7 @@ class YOLOX(DenseFamily):
         return super().confidence(outputs, scores) * self.flatten(outputs[2], 1).sigmoid()
 
     @contextmanager
-    def rows(self, own: OwnLoss, split: Split) -> Iterator[None]:
+    def rows(self, own: OwnLoss, split: LevelRows) -> Iterator[None]:
         """All levels at once, images one after the other."""
 
         def rows(name: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -99,9 +100,10 @@ class DensePairing:
     @cached_property
     def strides(self) -> Tensor:
         """Stride of each unit in pixels, ``(N,)``."""
+        like = self.maps[1][0].new_zeros((), dtype=torch.float32)
         counts = [level.height * level.width * level.priors for level in self.levels]
-        strides = self.maps[1][0].new_tensor([x.stride for x in self.levels], dtype=torch.float32)
-        return strides.repeat_interleave(torch.tensor(counts, device=strides.device))
+        parts = zip(counts, self.levels, strict=True)
+        return torch.cat([like.new_full((count,), level.stride) for count, level in parts])
 
     @cached_property
     def priors(self) -> Tensor:
@@ -146,7 +148,7 @@ class DensePairing:
         boxes = self._of_teacher(self.outputs[1])
         return self.teacher.flatten(boxes, self.teacher.box_channels())
 
-    def _priors(self, family: DenseFamily, sizes: list, choose: object) -> Tensor:
+    def _priors(self, family: DenseFamily, sizes: list, choose: Callable) -> Tensor:
         like = self.maps[1][0].new_zeros((), dtype=torch.float32)
         return torch.cat(choose(family.priors(sizes, like)))
 

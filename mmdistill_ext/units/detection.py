@@ -142,10 +142,16 @@ class DetectionUnits:
         return {name: value for name, value in call.output.items() if 'loss' in name}
 
 
-def ground_truth(data_samples: list[DetDataSample]) -> list[tuple[Tensor, Tensor]]:
-    """Boxes ``(G, 4)`` and classes ``(G,)`` of each image."""
-    found = [sample.gt_instances for sample in data_samples]
-    return [(get_box_tensor(instances.bboxes), instances.labels) for instances in found]
+def ground_truth(data_samples: list[DetDataSample]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Boxes ``(G, 4)``, classes ``(G,)`` and ignored boxes ``(I, 4)`` of each image."""
+    found = []
+    for sample in data_samples:
+        boxes = get_box_tensor(sample.gt_instances.bboxes)
+        ignored = boxes[:0]
+        if 'bboxes' in sample.get('ignored_instances', {}):
+            ignored = get_box_tensor(sample.ignored_instances.bboxes).to(boxes)
+        found.append((boxes, sample.gt_instances.labels, ignored))
+    return found
 
 
 def size_of(data_samples: list[DetDataSample]) -> tuple[int, int]:

@@ -139,7 +139,7 @@ class QueryPairing:
         self.pair, self.taps, self.outputs = pair, taps, teacher_call.output
         self.samples = data_samples
         self.truth = ground_truth(data_samples)
-        self.counts = [len(classes) for _, classes in self.truth]
+        self.counts = [len(classes) for _, classes, _ in self.truth]
 
     @cached_property
     def student_layer(self) -> tuple[Tensor, Tensor]:
@@ -177,7 +177,7 @@ class QueryPairing:
         boxes, assigner = self.boxes(boxes), self.pair.teacher_head.assigner
         matches = []
         for image, sample in enumerate(self.samples):
-            predicted = InstanceData(scores=scores[image], bboxes=boxes[image])
+            predicted = InstanceData(scores=full_precision(scores[image]), bboxes=boxes[image])
             found = assigner.assign(
                 pred_instances=predicted,
                 gt_instances=sample.gt_instances,
@@ -194,12 +194,12 @@ class QueryPairing:
     @cached_property
     def all_labels(self) -> Tensor:
         """``(B, G)``."""
-        return self.pad([classes for _, classes in self.truth], IGNORED)
+        return self.pad([classes for _, classes, _ in self.truth], IGNORED)
 
     @cached_property
     def all_targets(self) -> Tensor:
         """``(B, G, 4)``."""
-        return self.pad([boxes for boxes, _ in self.truth])
+        return self.pad([boxes for boxes, *_ in self.truth])
 
     @cached_property
     def labels(self) -> Tensor:
@@ -321,8 +321,9 @@ class QuerySplit(HeadSplit):
 
 
 def _find(model: nn.Module, path: str, key: str) -> nn.Module:
-    head, _ = resolve(model, path, key)
-    same = isinstance(head, DETRHead) and all(
+    head, method = resolve(model, path, key)
+    same = isinstance(head, DETRHead) and method == 'forward'
+    same = same and all(
         any(getattr(type(head), name) is getattr(kind, name) for kind in KINDS)
         for name in ('loss_by_feat', 'loss_by_feat_single', 'get_targets', '_get_targets_single')
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from mmdet.structures.bbox import bbox_overlaps
@@ -48,8 +48,8 @@ def right_images(
     confidence: Tensor,
     labels: Tensor,
     valid: Tensor,
-    boxes_of: object,
-    truth: Sequence[tuple[Tensor, Tensor]],
+    boxes_of: Callable[[int, Tensor, Tensor], Tensor],
+    truth: Sequence[tuple[Tensor, Tensor, Tensor]],
     iou: float,
     score: float,
 ) -> Tensor:
@@ -57,7 +57,8 @@ def right_images(
 
     A unit stands for its likeliest class. An object is found by a unit of its class above ``score``
     with a box that overlaps it. A unit is spurious when it is above ``score``, is no part of an
-    object in the student's assignment, and overlaps no object of its class. Both look at the units
+    object in the student's assignment, overlaps no object of its class and lies in no ignored box
+    (a crowd). Both look at the units
     before any suppression of duplicates.
 
     Args:
@@ -65,7 +66,7 @@ def right_images(
         labels: ``(B, N)``, ``C`` for background.
         valid: ``(B, N)`` bool; other units are neither found nor spurious.
         boxes_of: Gives the teacher's boxes ``(K, 4)`` of units ``(image, (K,), classes (K,))``.
-        truth: Boxes ``(G, 4)`` and classes ``(G,)`` of each image.
+        truth: Boxes ``(G, 4)``, classes ``(G,)`` and ignored boxes ``(I, 4)`` of each image.
         iou: Overlap in (0, 1].
         score: In [0, 1).
 
@@ -75,11 +76,14 @@ def right_images(
     best, likeliest = confidence.max(-1)
     seen = (best > score) & valid
     right = []
-    for image, (objects, classes) in enumerate(truth):
+    for image, (objects, classes, ignored) in enumerate(truth):
         units = seen[image].nonzero().squeeze(1)
         kinds = likeliest[image, units]
-        overlaps = bbox_overlaps(boxes_of(image, units, kinds).float(), objects.float())
+        boxes = boxes_of(image, units, kinds).float()
+        overlaps = bbox_overlaps(boxes, objects.float())
         hits = (overlaps >= iou) & (kinds[:, None] == classes)
-        spurious = (labels[image, units] == confidence.shape[-1]) & ~hits.any(1)
+        inside = bbox_overlaps(boxes, ignored.float(), mode='iof') >= iou
+        known = hits.any(1) | inside.any(1)
+        spurious = (labels[image, units] == confidence.shape[-1]) & ~known
         right.append(hits.any(0).all() & ~spurious.any())
     return torch.stack(right) if right else seen.any(1)

@@ -38,7 +38,7 @@ class RoIHead:
     def __init__(
         self, model: nn.Module, path: str, kind: type, key: str, methods: Sequence[str] = RUNS
     ) -> None:
-        self.head, _ = resolve(model, path, key)
+        self.head, method = resolve(model, path, key)
         if isinstance(self.head, nn.ModuleList):
             stages = ', '.join(f"'{path}.{stage}'" for stage in range(len(self.head)))
             raise ValueError(
@@ -53,7 +53,7 @@ class RoIHead:
             getattr(type(self.head), name, None) is getattr(kind, name, None)
             for name in ('get_targets', 'loss_and_target', 'loss')
         )
-        if not (known and isinstance(self.head, kind) and own):
+        if not (known and isinstance(self.head, kind) and own and method == 'forward'):
             raise ValueError(
                 f'`{key}` should lead to a {kind.__name__} in the RoI head of Faster, Mask or '
                 f"Cascade R-CNN. Found '{path}', a {type(self.head).__name__} in a "
@@ -98,6 +98,11 @@ class RoIHeadUnits(DetectionUnits):
         self.student = RoIHead(student, head, self.kind, f'{key}.head', TRAINS)
         self.teacher = RoIHead(teacher, teacher_head, self.kind, f'{key}.teacher_head')
         self.head = self.student.head
+        if not self.student.roi_head.bbox_assigner:
+            raise ValueError(
+                f"The student's RoI head should have an assigner (`{key}`): its config needs "
+                '`train_cfg`. Found none.'
+            )
         own, other = self.head.num_classes, self.teacher.head.num_classes
         if own != other:
             raise ValueError(

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 
-from tests import tiny_det, tiny_zoo
+from mmdistill_ext.hooks import FitHook
+from tests import tiny_det, tiny_seg, tiny_zoo
 from tests.integration.test_detection_training import CONFIGS, config, data  # noqa: F401
 from tests.integration.test_fit_training import assert_same, last, run, run_two, scalars
 
@@ -104,3 +106,19 @@ def test_the_config_is_what_the_tools_take():
         name = f'fit/fit-sel_{head}_r18_{head}_r18-w16_8e_bccd-320x240.py'
         hooks = Config.fromfile(CONFIGS / name).custom_hooks
         assert hooks[-1].type == 'mmdistill_ext.FitHook'
+
+
+def test_validation_is_measured_in_batches_of_the_training(data, tmp_path):  # noqa: F811
+    """The head divides by the positives of its batch, so the batch's size matters."""
+    cfg = fit_config(data, 'gfl', CONSTANT, interval=2, batches=1, measure_train=True)
+    cfg.val_dataloader.batch_size = 1
+    cfg.work_dir, cfg.experiment_name = str(tmp_path), tmp_path.name
+    tiny_seg.forget_runs()
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    hook = next(hook for hook in runner.hooks if isinstance(hook, FitHook))
+    for loader in hook.loaders.values():
+        assert loader.batch_size == cfg.train_dataloader.batch_size == 2
+        kinds = [type(step).__name__ for step in loader.dataset.pipeline.transforms]
+        assert kinds.index('LoadAnnotations') < kinds.index('Resize')
+    assert runner.val_dataloader.batch_size == 1

@@ -606,7 +606,7 @@ def test_check_compares_with_the_heads():
     SelectiveLoss(class_weight=[1.0] * 4).check(3, True, True, ('iou', 'l1'))
     with pytest.raises(ValueError, match="one of iou, l1 .*Found 'distribution'"):
         KDLoss(box=dict(distance='distribution')).check(3, True, True, ('iou', 'l1'))
-    with pytest.raises(ValueError, match="one of none for these heads. Found 'iou'"):
+    with pytest.raises(ValueError, match="leave it out. Found 'iou'"):
         KDLoss(box={}).check(3, False)
     with pytest.raises(ValueError, match="'positive'.*without boxes"):
         KDLoss(average='positive').check(3, False)

@@ -610,3 +610,38 @@ def test_the_heads_own_loss_stays_its_own():
     assert pair.task_loss('fit') is None
     with pytest.raises(ValueError, match=r'`fuse_task_loss=True` needs a head .*Found ATSSHead'):
         pair.task_loss('fuse_task_loss=True')
+
+
+def test_what_yolox_says_of_background_is_not_taught():
+    """Its classes are trained on positive points alone."""
+    student = tiny_det.build(tiny_det.rtmdet(), 0).train()
+    teacher = tiny_det.build(tiny_det.yolox(), 1).eval()
+    units, *_ = run(student, teacher)
+    assert torch.equal(units.labels != IGNORED, is_positive(units))
+    plain, *_ = run(student, tiny_det.build(tiny_det.rtmdet(), 1).eval())
+    assert torch.equal(is_positive(plain), is_positive(units))
+    assert (plain.labels == tiny_det.rtmdet()['bbox_head']['num_classes']).any()
+
+
+@pytest.mark.parametrize('name', ['gfl', 'atss'])
+def test_autocast_does_not_round_the_boxes(name):
+    student, teacher = models(name)
+    plain, cast = run(student, teacher)[0], run(student, teacher, autocast=True)[0]
+    for side in ('student', 'teacher'):  # what is left is the heads' own rounding
+        whole, found = getattr(plain.boxes, side), getattr(cast.boxes, side)
+        assert found.dtype == torch.float32
+        assert len(found) == 0 or (found * 8).frac().abs().max() > 0
+        torch.testing.assert_close(found, whole, atol=4.0, rtol=0.05)
+
+
+@pytest.mark.parametrize('head', ['bbox_head.loss_by_feat', 'neck', 'bbox_head.loss_cls'])
+def test_a_path_to_something_else_is_refused(head):
+    student, teacher = models('gfl')
+    with pytest.raises(ValueError, match=r'losses.kd.head. should lead to one of'):
+        pair_up(student, teacher, head)
+
+
+def test_a_student_that_cannot_be_trained_is_refused():
+    cfg = {**tiny_det.retina(), 'train_cfg': None}
+    with pytest.raises(ValueError, match=r'should have an assigner.*train_cfg'):
+        pair_up(tiny_det.build(cfg, 0), models('retina')[1])

@@ -22,7 +22,8 @@ def draw_truth(generator, objects):
     corners = torch.randint(0, 40, (objects, 2), generator=generator).float()
     sizes = torch.randint(10, 30, (objects, 2), generator=generator).float()
     boxes = torch.cat((corners, corners + sizes), 1)
-    return boxes, torch.randint(0, CLASSES, (objects,), generator=generator)
+    ignored = torch.tensor([[0.0, 0.0, 40.0, 30.0]])[: objects // 2]  # in some images a crowd
+    return boxes, torch.randint(0, CLASSES, (objects,), generator=generator), ignored
 
 
 def make(seed, images=6):
@@ -33,7 +34,7 @@ def make(seed, images=6):
     boxes = torch.rand(images, UNITS, 4, generator=generator) * 20
     boxes[..., 2:] += 25
     confidence = torch.rand(images, UNITS, CLASSES, generator=generator) * 0.02
-    for image, (objects, classes) in enumerate(truth):
+    for image, (objects, classes, _) in enumerate(truth):
         for number, label in enumerate(classes):
             for unit in range(2 * number, 2 * number + 2):
                 labels[image, unit] = label
@@ -44,6 +45,12 @@ def make(seed, images=6):
     confidence[stray] = torch.rand(int(stray.sum()), CLASSES, generator=generator)
     valid = torch.rand(images, UNITS, generator=generator) < 0.9
     return confidence, labels, valid, boxes, truth
+
+
+def share_inside(box, crowd):
+    width = max(0, min(box[2], crowd[2]) - max(box[0], crowd[0]))
+    height = max(0, min(box[3], crowd[3]) - max(box[1], crowd[1]))
+    return width * height / ((box[2] - box[0]) * (box[3] - box[1]))
 
 
 def unit_is_right(confidence, label, box, target, iou, score):
@@ -70,7 +77,10 @@ def image_is_right(confidence, labels, valid, boxes, truth, iou, score):
             if kind == values.index(max(values)) and overlap(boxes[unit].tolist(), box) >= iou
         }
         found |= hits
-        if not hits and labels[unit] == BACKGROUND:
+        inside = any(
+            share_inside(boxes[unit].tolist(), crowd) >= iou for crowd in truth[2].tolist()
+        )
+        if not hits and not inside and labels[unit] == BACKGROUND:
             return False
     return len(found) == len(objects)
 
@@ -142,7 +152,7 @@ def test_an_image_without_objects_is_right_when_nothing_is_seen(seen):
     confidence = torch.full((1, UNITS, CLASSES), 0.1)
     confidence[0, 3, 1] = 0.9 if seen else 0.1
     labels = torch.full((1, UNITS), BACKGROUND)
-    truth = [(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))]
+    truth = [(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))]
     boxes = torch.tensor([0.0, 0.0, 9.0, 9.0]).expand(UNITS, 4)
     for valid in (True, False):
         found = right_images(

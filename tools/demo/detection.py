@@ -4,6 +4,7 @@ from pathlib import Path
 
 from detection_pictures import MIN_SCORE, mask_table, scene_table
 from figures import COLORS, bars, figure
+from fit_section import fit_numbers, fit_state
 from results import Demo, Measure, Model, curve, make_model, read_metrics, read_scalars
 from tables import learning_curves, swatches, teacher_curves
 
@@ -28,10 +29,16 @@ def sections(demo: Demo) -> dict[str, str]:
         ('student better or equal', CONTRAST_COLORS['student']),
         ('not trained on', CONTRAST_COLORS['void']),
     ]
-    text = 'Task loss of the classes (the distillation term is not in it)'
+    text = (
+        'Task loss of the classes (the distillation term is not in it; with FIT, hard locations '
+        'weigh F(x))'
+    )
+    fit = demo.models['student_fit']
     return dict(
         curves=learning_curves(demo, 'loss_cls', 'quality focal loss', text),
         shares=teacher_shares(demo),
+        fit=fit_state(fit, 'locations', 'loss of the head per image'),
+        fit_numbers=fit_numbers(fit, 'locations'),
         palette=swatches(list(zip(demo.meta['classes'], demo.meta['palette'], strict=True))),
         scenes=scene_table(demo),
         min_score=f'{100 * MIN_SCORE:.0f} %',

@@ -61,8 +61,8 @@ def sections(demo: Demo) -> dict[str, str]:
     return dict(
         curves=learning_curves(demo, 'decode.loss_ce', 'cross-entropy', text),
         shares=teacher_shares(demo),
-        fit=fit_state(demo.models['student_fit']),
-        fit_numbers=fit_numbers(demo.models['student_fit']),
+        fit=fit_state(demo.models['student_fit'], 'pixels', 'cross-entropy per pixel'),
+        fit_numbers=fit_numbers(demo.models['student_fit'], 'pixels'),
         legend=legend(demo.meta),
         scenes=scene_table(demo),
     )

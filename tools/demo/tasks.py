@@ -71,13 +71,16 @@ TASKS = {
             out=Path('work_dirs/demo_detection'),
             configs=Path('configs/demo/detection'),
             data=Path('configs/_base_/datasets/digit_scenes_det.py'),
-            distilled=('student_kd', 'student_sel'),
+            distilled=('student_kd', 'student_sel', 'student_fit'),
             data_options=tuple(
                 f'{split}_evaluator.ann_file={{root}}/annotations/instances_val.json'
                 for split in ('val', 'test')
             ),
             predictions='.pkl',
-            quick=dict(student_sel=('custom_hooks.1.interval=2',)),
+            quick=dict(
+                student_sel=('custom_hooks.1.interval=2',),
+                student_fit=('custom_hooks.0.interval=1', 'custom_hooks.0.begin=0'),
+            ),
         ),
     )
 }

@@ -16,7 +16,7 @@ import torch
 from tests import tiny_seg
 
 ROOT = Path(__file__).resolve().parents[3]
-STUDENTS = ('student', 'student_kd', 'student_sel')
+STUDENTS = ('student', 'student_kd', 'student_sel', 'student_fit')
 MODELS = ('teacher', *STUDENTS)
 DIGITS = [*'0123456789']
 
@@ -60,13 +60,13 @@ def test_the_page_is_one_file_with_every_result(demo: Path, modules):
     html = (demo / 'index.html').read_text()
     assert '$' not in re.sub(r'base64,[^"]*', '', html)
     assert 'http' not in re.sub(r'base64,[^"]*', '', html)
-    boxes = 4 * 5  # label and 4 models' of 4 scenes
+    boxes = 4 * 6  # label and 5 models' of 4 scenes
     masks = 2 * 2 * 2  # overlay and mask of 2 images at 2 strides
     assert html.count('data:image/png') == boxes + masks
     for name in MODELS:
         assert modules.tables.dot(name) in html
         assert (demo / 'predictions' / f'{name}.pkl').is_file()
-    assert html.count('tools/export_student.py') == 2
+    assert html.count('tools/export_student.py') == 3
 
 
 def test_exported_students_score_as_when_training_ended(demo: Path, modules):
