@@ -94,8 +94,8 @@ def test_the_fit_state_is_shown_as_measured(demo: Path, modules):
     for key in ('error', 'weight', 'train_gt_loss_eval', 'val_gt_loss', 'simple_share', 'cost'):
         assert results.curve(model.scalars, f'fit/{key}')[0] == [1, 2, 3, 4]
     html = (demo / 'index.html').read_text()
-    assert fit_section.fit_numbers(model) in html
-    assert fit_section.fit_state(model) in html
+    assert fit_section.fit_numbers(model, 'pixels') in html
+    assert fit_section.fit_state(model, 'pixels', 'cross-entropy per pixel') in html
 
 
 def test_fit_state_and_numbers(modules):
@@ -108,13 +108,13 @@ def test_fit_state_and_numbers(modules):
         for row in rows
     ]
     model = results.Model([{'step': 10}, *scalars], {}, 0.0, 0.0, 1.0)
-    assert fit_section.fit_numbers(model) == (
+    assert fit_section.fit_numbers(model, 'pixels') == (
         'In this run x lay between -0.500 and 0.100. At the end it was -0.250, F(x) was 0.56, and '
         '93.8 % of the pixels were simple. The measurements begin with iteration 20, when the '
         'running statistics of BatchNorm, with which the student is measured, have settled. '
         "Measuring took 3.1 % of the training's time."
     )
-    losses, state = svg_texts(fit_section.fit_state(model))
+    losses, state = svg_texts(fit_section.fit_state(model, 'pixels', 'cross-entropy per pixel'))
     assert {'training scenes', 'validation scenes', 'cross-entropy per pixel'} <= losses
     assert {'x = training - validation', 'share of simple pixels'} <= state
     ticks = [text for text in state if text.startswith('\N{MINUS SIGN}')]
