@@ -219,9 +219,8 @@ class FCOS(DenseFamily):
     def assigned(self, calls: list[Call], levels: Levels) -> Assigned:
         """Levels of images one after the other; every point has a label."""
         labels, boxes = calls[-1].output[:2]
-        sizes = [level.height * level.width for level in levels]
-        labels = torch.cat([x.view(-1, n) for x, n in zip(labels, sizes, strict=True)], 1)
-        boxes = torch.cat([x.view(-1, n, 4) for x, n in zip(boxes, sizes, strict=True)], 1)
+        labels = torch.cat([x.view(-1, n) for x, n in zip(labels, levels.sizes, strict=True)], 1)
+        boxes = torch.cat([x.view(-1, n, 4) for x, n in zip(boxes, levels.sizes, strict=True)], 1)
         every = torch.ones_like(labels, dtype=torch.bool)
         return Assigned(labels, every, boxes, every)
 

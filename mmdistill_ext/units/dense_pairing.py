@@ -67,7 +67,7 @@ class DensePairing:
         """The units' assignment."""
         if len(self.levels) == len(self.all_levels):
             return self.all_assigned
-        sizes = [level.height * level.width * level.priors for level in self.all_levels]
+        sizes = self.all_levels.sizes
         return Assigned(
             *(torch.cat(self._of_student(part.split(sizes, 1)), 1) for part in self.all_assigned)
         )
@@ -101,8 +101,7 @@ class DensePairing:
     def strides(self) -> Tensor:
         """Stride of each unit in pixels, ``(N,)``."""
         like = self.maps[1][0].new_zeros((), dtype=torch.float32)
-        counts = [level.height * level.width * level.priors for level in self.levels]
-        parts = zip(counts, self.levels, strict=True)
+        parts = zip(self.levels.sizes, self.levels, strict=True)
         return torch.cat([like.new_full((count,), level.stride) for count, level in parts])
 
     @cached_property
@@ -207,7 +206,7 @@ class DenseSplit(HeadSplit):
         Units that no teacher sees are as simple as their image, and simple when units are split.
         """
         found = self.pairing
-        counts = [level.height * level.width * level.priors for level in found.all_levels]
+        counts = found.all_levels.sizes
         positive = (found.all_assigned.labels < found.pair.num_classes).split(counts, 1)
         if self.split.by == 'image':
             return [(self.right[:, None].expand(x.shape), x) for x in positive]

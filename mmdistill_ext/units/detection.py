@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +24,7 @@ IGNORED = -1
 """Label of units that take no part in the student's loss."""
 
 
-class DetectionUnits:
+class DetectionUnits(ABC):
     """Pairs a head of the student with one of the teacher.
 
     With FIT the head's own loss is split while the head forms it (:meth:`split_own`).
@@ -77,6 +78,7 @@ class DetectionUnits:
         check_loss_modules(self.head, key)
         return None
 
+    @abstractmethod
     def __call__(
         self,
         taps: Taps,
@@ -97,14 +99,12 @@ class DetectionUnits:
         Returns:
             The units, ``units.own`` and ``units.simple`` set if split.
         """
-        raise NotImplementedError
 
-    @contextmanager
+    @abstractmethod
     def split_own(
         self, taps: Taps, teacher_call: Call, data_samples: list[DetDataSample], split: Split
-    ) -> Iterator[HeadSplit]:
+    ) -> AbstractContextManager[HeadSplit]:
         """Take part in the head's own loss; gives what the units are to be built with."""
-        raise NotImplementedError
 
     def known(self, own: HeadSplit | None) -> object | None:
         """What a split knows of the step, unless it was made with another head of the teacher."""

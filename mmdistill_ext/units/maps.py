@@ -25,11 +25,15 @@ class Levels(tuple[Level, ...]):
     priors.
     """
 
+    @property
+    def sizes(self) -> list[int]:
+        """Number of units of each level."""
+        return [level.height * level.width * level.priors for level in self]
+
     def __call__(self, wins: Tensor, valid: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """``(B, N)`` -> maps of each level."""
-        sizes = [level.height * level.width * level.priors for level in self]
         maps = {}
-        parts = zip(self, wins.split(sizes, 1), valid.split(sizes, 1), strict=True)
+        parts = zip(self, wins.split(self.sizes, 1), valid.split(self.sizes, 1), strict=True)
         for level, won, known in parts:
             shape = (len(wins), level.height, level.width, level.priors)
             won, known = won.view(shape).sum(-1), known.view(shape).sum(-1)
