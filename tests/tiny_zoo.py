@@ -228,6 +228,13 @@ def step(model: nn.Module, data: tuple, seed: int = 5) -> Step:
     return Step(losses, {k: v.item() for k, v in logged.items()}, gradients, units)
 
 
+def in_one(logits: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Logits of units as ``(B, C, ...)``: levels ``(B, A, C, n)`` by level, location, prior."""
+    if isinstance(logits, torch.Tensor):
+        return logits
+    return torch.cat([x.permute(0, 2, 3, 1).flatten(2) for x in logits], 2)
+
+
 def reference(units, selective: bool, joint: bool = False) -> dict[str, object]:
     """Sums of classes' and boxes' distances by the definition, unit by unit, in float64."""
     classes, boxes, wins = 0.0, 0.0, torch.zeros(units.labels.shape, dtype=torch.bool)
@@ -239,7 +246,7 @@ def reference(units, selective: bool, joint: bool = False) -> dict[str, object]:
         label = int(units.labels[tuple(at)])
         student, teacher = (
             logits.detach().double()[(at[0], slice(None), *at[1:])]
-            for logits in (units.student, units.teacher)
+            for logits in (in_one(units.student), in_one(units.teacher))
         )
         if units.sigmoid:
             truth = torch.zeros_like(student)

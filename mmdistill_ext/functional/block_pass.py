@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .block_readers import CoarseLogits, FullLogits, Reading
+from .block_readers import CoarseLogits, FullLogits, LevelLogits, Reading
 from .fit import is_simple, simple_units
 from .selective import select_units, unit_difference, unit_distillation
 
@@ -47,9 +47,9 @@ class BlockPass:
     known after its last block: its gradient is scaled then.
     """
 
-    student: FullLogits | CoarseLogits
-    teacher: FullLogits | CoarseLogits
-    target: Tensor  # (B, units)
+    student: FullLogits | CoarseLogits | LevelLogits
+    teacher: FullLogits | CoarseLogits | LevelLogits
+    target: Tensor  # (B, units), in the order of the readers
     classes: int
     background: bool
     extras: tuple[Tensor | None, Tensor | None]  # added to the differences of student, teacher

@@ -7,6 +7,7 @@ back, so that logits at full resolution never exist for more than one block.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -51,9 +52,9 @@ class FullLogits:
         """Store the gradient of one block."""
         gradient[reading.place] = upstream
 
-    def in_shape(self, gradient: Tensor) -> Tensor:
+    def in_shape(self, gradient: Tensor) -> list[Tensor]:
         """The gradient in the logits' own shape."""
-        return gradient[0].t() if len(self.shape) == 2 else gradient.view(self.shape)
+        return [gradient[0].t() if len(self.shape) == 2 else gradient.view(self.shape)]
 
 
 class CoarseLogits:
@@ -101,9 +102,107 @@ class CoarseLogits:
         (coarse,) = torch.autograd.grad(reading.graph, reading.source, upstream, retain_graph=True)
         gradient[reading.place] += coarse
 
-    def in_shape(self, gradient: Tensor) -> Tensor:
+    def in_shape(self, gradient: Tensor) -> list[Tensor]:
         """The gradient in the logits' own shape."""
-        return gradient
+        return [gradient]
+
+
+class LevelLogits:
+    """Logits of a detector's levels, ``(B, A, C, n)`` each, as its convolutions left them.
+
+    The units are counted by level, image, prior and location here, so that a block is copied from
+    and to the maps in long rows: nothing is transposed, nothing of full size is put together.
+
+    Args:
+        levels: Logits of ``A`` priors at the ``n`` locations of each level.
+        dtype: Type to compute in.
+    """
+
+    step = 1
+
+    def __init__(self, levels: Sequence[Tensor], dtype: torch.dtype) -> None:
+        self.shapes, self.channels, self.dtype = _shapes(levels), levels[0].shape[2], dtype
+        self.levels = [level.flatten(0, 1) for level in levels]
+
+    def read(self, image: int, start: int, stop: int, differentiate: bool = False) -> Reading:
+        """Units ``start`` to ``stop`` of all images."""
+        values = self.levels[0].new_empty((1, self.channels, stop - start), dtype=self.dtype)
+        for level, rows, columns, place in self._pieces(start, stop):
+            piece = self.levels[level][rows, :, columns].transpose(0, 1)
+            values[0, :, place].view(piece.shape).copy_(piece)
+        return Reading(values, (start, stop))
+
+    def new_gradient(self) -> list[Tensor]:
+        """Memory for the gradient; the blocks cover it once."""
+        return [torch.empty_like(level, dtype=self.dtype) for level in self.levels]
+
+    def add_gradient(self, gradient: list[Tensor], reading: Reading, upstream: Tensor) -> None:
+        """Store the gradient of one block."""
+        for level, rows, columns, place in self._pieces(*reading.place):
+            piece = gradient[level][rows, :, columns].transpose(0, 1)
+            piece.copy_(upstream[0, :, place].view(piece.shape))
+
+    def in_shape(self, gradient: list[Tensor]) -> list[Tensor]:
+        """The gradient in the logits' own shape."""
+        return [x.view(shape) for x, shape in zip(gradient, self.shapes, strict=True)]
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, slice, slice, slice]]:
+        """Level, rows and columns of what a block is made of, and its place in the block."""
+        first = 0  # unit of the level's first row
+        for level, (rows, _, count) in enumerate(x.shape for x in self.levels):
+            at, end = max(start, first) - first, min(stop, first + rows * count) - first
+            while at < end:
+                row, column = divmod(at, count)
+                whole = 0 if column else (end - at) // count
+                height, width = (whole, count) if whole else (1, min(count - column, end - at))
+                place = first + at - start
+                yield (
+                    level,
+                    slice(row, row + height),
+                    slice(column, column + width),
+                    slice(place, place + height * width),
+                )
+                at += height * width
+            first += rows * count
+
+
+class UnitOrder:
+    """Values of units, ``(B, ...)``, in the order that blocks are read in, and back."""
+
+    def to_blocks(self, values: Tensor) -> Tensor:
+        """``(images, units)``."""
+        return values.flatten(1) if values.ndim > 1 else values[None]
+
+    def from_blocks(self, values: Tensor, like: Tensor) -> Tensor:
+        """In the shape of ``like``."""
+        return values.view(like.shape)
+
+
+class LevelOrder(UnitOrder):
+    """Detectors count their units ``(B, N)`` by level, location and prior.
+
+    Args:
+        levels: Logits ``(B, A, C, n)`` of each level.
+    """
+
+    def __init__(self, levels: Sequence[Tensor]) -> None:
+        self.shapes = [(images, count, priors) for images, priors, _, count in _shapes(levels)]
+        self.sizes = [count * priors for _, count, priors in self.shapes]
+
+    def to_blocks(self, values: Tensor) -> Tensor:
+        """``(1, B * N)``, by level, image, prior and location."""
+        parts = zip(values.split(self.sizes, 1), self.shapes, strict=True)
+        return torch.cat([part.reshape(s).transpose(1, 2).flatten() for part, s in parts])[None]
+
+    def from_blocks(self, values: Tensor, like: Tensor) -> Tensor:
+        """``(B, N)``."""
+        images = len(like)
+        parts = zip(values[0].split([images * n for n in self.sizes]), self.shapes, strict=True)
+        return torch.cat([p.view(b, a, n).transpose(1, 2).flatten(1) for p, (b, n, a) in parts], 1)
+
+
+def _shapes(levels: Sequence[Tensor]) -> list[torch.Size]:
+    return [level.shape for level in levels]
 
 
 @lru_cache(maxsize=32)
@@ -126,13 +225,16 @@ def _row_matrix(
 
 
 def logits_reader(
-    logits: Tensor, size: torch.Size, align_corners: bool, dtype: torch.dtype
-) -> FullLogits | CoarseLogits:
+    logits: Tensor | Sequence[Tensor], size: torch.Size, align_corners: bool, dtype: torch.dtype
+) -> FullLogits | CoarseLogits | LevelLogits:
     """How to read logits for labels of the given size.
 
     Raises:
         ValueError: When the sizes differ and are not those of two maps.
     """
+    if not isinstance(logits, Tensor):
+        return LevelLogits([level.detach() for level in logits], dtype)
+    logits = logits.detach()
     if logits.shape[2:] == size:
         return FullLogits(logits, dtype)
     if logits.ndim != 4:

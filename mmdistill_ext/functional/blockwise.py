@@ -7,6 +7,7 @@ compared, and turned into loss and gradient while it is in the processor's cache
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .block_pass import SELECTIONS, Block, BlockPass, Selection
-from .block_readers import logits_reader
+from .block_readers import LevelOrder, UnitOrder, logits_reader
 from .checks import (
     check_choice,
     check_class_weight,
@@ -22,6 +23,7 @@ from .checks import (
     check_distance,
     check_factor,
     check_images,
+    check_levels,
     check_logits,
     check_same_classes,
     check_temperature,
@@ -72,8 +74,8 @@ class BlockwiseResult:
 
 
 def blockwise_distillation(
-    student: Tensor,
-    teacher: Tensor,
+    student: Tensor | Sequence[Tensor],
+    teacher: Tensor | Sequence[Tensor],
     target: Tensor,
     *,
     selection: str | Selection = 'teacher_better',
@@ -105,9 +107,11 @@ def blockwise_distillation(
     autocast. Nothing waits for the device. On a GPU, a run that allows TF32 allows it here too.
 
     Args:
-        student: ``(B, C, ...)``; a map ``(B, C, h, w)`` may have another size than the labels.
-        teacher: ``(B, C, ...)``, taken as constant; a map may have a size of its own.
-        target: ``(B, ...)``, class indices or ``ignore_index``.
+        student: ``(B, C, ...)``; a map ``(B, C, h, w)`` may have another size than the labels. Or
+            the levels of a detector, ``(B, A, C, n)`` each: ``A`` priors at ``n`` locations.
+        teacher: The same, taken as constant; a map may have a size of its own.
+        target: ``(B, ...)``, class indices or ``ignore_index``; of a detector ``(B, N)``, counted
+            by level, location and prior.
         selection: ``'teacher_better'``, ``'all'``, or a function of a :class:`Block` that gives
             the weight of each unit.
         difference: What decides who wins, see
@@ -140,10 +144,15 @@ def blockwise_distillation(
     Raises:
         ValueError: On unknown kinds, a temperature <= 0, or shapes and types that do not fit.
     """
-    check_logits('student', student, target)
-    check_logits('teacher', teacher, target)
-    check_same_classes(student, teacher)
-    channels, size = student.shape[1], target.shape[1:]
+    leaves = (student,) if isinstance(student, Tensor) else tuple(student)
+    if isinstance(student, Tensor):
+        check_logits('student', student, target)
+        check_logits('teacher', teacher, target)
+        check_same_classes(student, teacher)
+        order, channels, size = UnitOrder(), student.shape[1], target.shape[1:]
+    else:
+        check_levels(student, teacher, target)
+        order, channels, size = LevelOrder(leaves), leaves[0].shape[2], target.shape[1:]
     check_difference(difference, channels, background)
     check_units('student_extra', student_extra, target)
     check_units('teacher_extra', teacher_extra, target)
@@ -160,10 +169,10 @@ def blockwise_distillation(
         if simple is not None:
             check_units('simple', simple, target)
             split = 'unit'
-        elif background:
+        elif background or isinstance(order, LevelOrder):
             raise ValueError(
-                '`split` needs `simple` with `background=True`: the logits do not say whether a '
-                'box is right. Found None.'
+                '`split` of a detector needs `simple`: the logits do not say whether a box is '
+                'right. Found None.'
             )
         if split == 'image':
             check_images(target)
@@ -171,15 +180,18 @@ def blockwise_distillation(
         check_choice('selection', selection, tuple(SELECTIONS))
         selection = SELECTIONS[selection]
 
-    dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
-    on_cpu = student.device.type == 'cpu'
+    def extra(values: Tensor | None) -> Tensor | None:
+        return None if values is None else order.to_blocks(values.detach())
+
+    dtype = torch.float64 if leaves[0].dtype == torch.float64 else torch.float32
+    on_cpu = target.device.type == 'cpu'
     block_pass = BlockPass(
-        student=logits_reader(student.detach(), size, student_align_corners, dtype),
-        teacher=logits_reader(teacher.detach(), size, teacher_align_corners, dtype),
-        target=target.flatten(1) if target.ndim > 1 else target[None],
+        student=logits_reader(student, size, student_align_corners, dtype),
+        teacher=logits_reader(teacher, size, teacher_align_corners, dtype),
+        target=order.to_blocks(target),
         classes=num_label_classes(channels, background),
         background=background,
-        extras=(_flat(student_extra, target), _flat(teacher_extra, target)),
+        extras=(extra(student_extra), extra(teacher_extra)),
         selection=selection,
         difference=difference,
         distance=distance,
@@ -191,19 +203,19 @@ def blockwise_distillation(
             None if task_class_weight is None else task_class_weight.to(target.device, dtype)
         ),
         split=split,
-        given=_flat(simple, target),
+        given=extra(simple),
         threshold=threshold,
         hard_weight=hard_weight,
         block_bytes=block_bytes or (CPU_BLOCK_BYTES if on_cpu else DEVICE_BLOCK_BYTES),
-        differentiate=torch.is_grad_enabled() and student.requires_grad,
+        differentiate=torch.is_grad_enabled() and any(x.requires_grad for x in leaves),
     )
-    with torch.autocast(student.device.type, enabled=False):
-        distill_sum, task_sum = _Sums.apply(student, block_pass)
+    with torch.autocast(target.device.type, enabled=False):
+        distill_sum, task_sum = _Sums.apply(block_pass, *leaves)
     return BlockwiseResult(
         distill_sum=distill_sum,
         distill_weight=block_pass.distill_weight,
         counts=block_pass.counts,
-        wins=block_pass.wins.view(target.shape) if keep_contrast else None,
+        wins=order.from_blocks(block_pass.wins, target) if keep_contrast else None,
         task_sum=task_sum if task else None,
         correct=block_pass.correct if task else None,
         distill_parts=block_pass.distill_parts.sum(0) if split else None,
@@ -212,27 +224,20 @@ def blockwise_distillation(
     )
 
 
-def _flat(extra: Tensor | None, target: Tensor) -> Tensor | None:
-    """The extra differences as ``(B, units)``."""
-    if extra is None:
-        return None
-    return extra.detach().flatten(1) if target.ndim > 1 else extra.detach()[None]
-
-
 class _Sums(torch.autograd.Function):
     """Runs the pass; its gradients, formed on the way, are scaled when the time comes."""
 
     @staticmethod
-    def forward(ctx, student: Tensor, block_pass: BlockPass) -> tuple[Tensor, Tensor]:
+    def forward(ctx, block_pass: BlockPass, *leaves: Tensor) -> tuple[Tensor, Tensor]:
         block_pass.run()
         ctx.gradients, block_pass.gradients = block_pass.gradients, None
-        ctx.dtype = student.dtype
+        ctx.dtypes = [leaf.dtype for leaf in leaves]
         ctx.set_materialize_grads(False)
         return block_pass.distill_sum, block_pass.task_sum
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *scales: Tensor | None) -> tuple[Tensor | None, None]:
+    def backward(ctx, *scales: Tensor | None) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError(
                 'The gradients of `blockwise_distillation` were used up by an earlier backward '
@@ -240,17 +245,19 @@ class _Sums(torch.autograd.Function):
             )
         # Without another backward pass to come, the memory of the gradients becomes the result.
         keep = _graph_is_kept()
-        total = None
-        for gradient, scale in zip(ctx.gradients, scales, strict=True):
-            if gradient is None or scale is None:
+        totals: list[Tensor | None] = [None] * len(ctx.dtypes)
+        for gradients, scale in zip(ctx.gradients, scales, strict=True):
+            if gradients is None or scale is None:
                 continue
-            if total is None:
-                total = gradient * scale if keep else gradient.mul_(scale)
-            else:
-                total.addcmul_(gradient, scale)
+            for place, gradient in enumerate(gradients):
+                if totals[place] is None:
+                    totals[place] = gradient * scale if keep else gradient.mul_(scale)
+                else:
+                    totals[place].addcmul_(gradient, scale)
         if not keep:
             ctx.gradients = None
-        return None if total is None else total.to(ctx.dtype), None
+        pairs = zip(totals, ctx.dtypes, strict=True)
+        return None, *(None if total is None else total.to(dtype) for total, dtype in pairs)
 
 
 def _graph_is_kept() -> bool:

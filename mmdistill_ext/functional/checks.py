@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -109,6 +110,30 @@ def check_logits(name: str, logits: Tensor, target: Tensor | None = None) -> Non
         raise ValueError(
             f'`target` should have the shape (B, ...) of `{name}` without its classes. '
             f'Found {tuple(target.shape)} for logits of shape {tuple(logits.shape)}.'
+        )
+
+
+def check_levels(
+    student: Sequence[Tensor], teacher: Sequence[Tensor] | Tensor, target: Tensor
+) -> None:
+    """Raise ``ValueError`` unless both have the same levels, with one label per unit."""
+    shapes, other = ([tuple(level.shape) for level in levels] for levels in (student, teacher))
+    floating = all(level.is_floating_point() for level in (*student, *teacher))
+    alike = {(len(shape), *shape[:3]) for shape in shapes}
+    if not floating or len(alike) != 1 or next(iter(alike))[0] != 4 or not shapes[0][2]:
+        raise ValueError(
+            'Levels should be floating point logits (B, A, C, n) of equal B, A and C >= 1. '
+            f'Found {shapes}.'
+        )
+    if shapes != other:
+        raise ValueError(
+            f'`student` and `teacher` should have the same levels. Found {shapes} and {other}.'
+        )
+    units = (shapes[0][0], shapes[0][1] * sum(shape[3] for shape in shapes))
+    if target.dtype == torch.bool or target.is_floating_point() or tuple(target.shape) != units:
+        raise ValueError(
+            f'`target` should hold integer class indices of shape {units}. '
+            f'Found {target.dtype} of shape {tuple(target.shape)}.'
         )
 
 

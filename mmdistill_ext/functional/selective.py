@@ -132,10 +132,11 @@ def unit_distillation(
     student, teacher = full_precision(student), full_precision(teacher.detach())
     if kind == 'mse':
         return (student - teacher).square().mean(1)
-    student, teacher = student / temperature, teacher / temperature
+    if temperature != 1:
+        student, teacher = student / temperature, teacher / temperature
     if kind == 'bce':
-        distance = teacher.sigmoid() * (teacher - student)
-        distance = distance + F.softplus(student) - F.softplus(teacher)
+        distance = F.softplus(student) - F.softplus(teacher)
+        distance = distance + teacher.sigmoid() * (teacher - student)
     else:
         student, teacher = student.log_softmax(1), teacher.log_softmax(1)
         first, second = (teacher, student) if kind == 'kl' else (student, teacher)

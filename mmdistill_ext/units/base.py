@@ -98,7 +98,8 @@ class Units:
     Args:
         student: Logits of the student, ``(B, C, ...)``. Two spatial dimensions may be coarser
             than the labels': they are upsampled bilinearly, block by block, where they are used.
-        teacher: Logits of the teacher, ``(B, C, ...)``, at any stride of its own, no gradient.
+            Of a single-stage detector the levels, ``(B, A, C, n)`` each, with labels ``(B, N)``.
+        teacher: Logits of the teacher, the same, at any stride of its own, no gradient.
         labels: Class indices, ``(B, ...)``, int64 in ``[0, C)`` or ``ignore_index``.
         ignore_index: Label of units that are not valid.
         sigmoid: The head predicts independent sigmoids instead of one softmax.
@@ -114,8 +115,8 @@ class Units:
         paint: How wins and validity of the units become maps (see :class:`Contrast`).
     """
 
-    student: Tensor
-    teacher: Tensor
+    student: Tensor | tuple[Tensor, ...]
+    teacher: Tensor | tuple[Tensor, ...]
     labels: Tensor
     ignore_index: int = 255
     sigmoid: bool = False

@@ -81,8 +81,8 @@ class DenseDetectionUnits(DetectionUnits):
             classified = classified & (labels < self.num_classes)
         labels = labels.where(classified, IGNORED)
         return Units(
-            student=found.student_scores.transpose(1, 2),
-            teacher=found.teacher_scores.transpose(1, 2),
+            student=found.student_scores,
+            teacher=found.teacher_scores,
             labels=labels,
             ignore_index=IGNORED,
             sigmoid=self.sigmoid,

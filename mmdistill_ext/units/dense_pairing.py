@@ -79,23 +79,22 @@ class DensePairing:
         positive = found.classified & (found.labels < self.pair.num_classes)
         return positive.nonzero(as_tuple=True)
 
-    @cached_property
-    def student_scores(self) -> Tensor:
-        """``(B, N, C)``."""
-        scores = self._of_student(self.maps[0])
-        return self.student.flatten(scores, self.student.head.cls_out_channels)
+    @property
+    def student_scores(self) -> tuple[Tensor, ...]:
+        """``(B, A, C, n)`` of each level."""
+        return _by_prior(self._of_student(self.maps[0]), self.student.head.cls_out_channels)
 
-    @cached_property
-    def teacher_scores(self) -> Tensor:
-        """``(B, N, C)``."""
-        scores = self._of_teacher(self.outputs[0])
-        return self.teacher.flatten(scores, self.teacher.head.cls_out_channels)
+    @property
+    def teacher_scores(self) -> tuple[Tensor, ...]:
+        """``(B, A, C, n)`` of each level."""
+        return _by_prior(self._of_teacher(self.outputs[0]), self.teacher.head.cls_out_channels)
 
     @cached_property
     def confidence(self) -> Tensor:
         """The teacher's scores in [0, 1], ``(B, N, classes)``, perhaps with background."""
         outputs = [self._of_teacher(output) for output in self.outputs]
-        return self.teacher.confidence(outputs, full_precision(self.teacher_scores))
+        scores = self.teacher.flatten(outputs[0], self.teacher.head.cls_out_channels)
+        return self.teacher.confidence(outputs, full_precision(scores))
 
     @cached_property
     def strides(self) -> Tensor:
@@ -156,6 +155,11 @@ class DensePairing:
 
     def _of_teacher(self, levels: list) -> list:
         return [levels[place] for place in self.pair.teacher_levels]
+
+
+def _by_prior(maps: list[Tensor], channels: int) -> tuple[Tensor, ...]:
+    """``(B, A * channels, H, W)`` -> ``(B, A, channels, H * W)``."""
+    return tuple(scores.unflatten(1, (-1, channels)).flatten(3) for scores in maps)
 
 
 class DenseSplit(HeadSplit):

@@ -322,5 +322,5 @@ def test_given_simple_units_split_the_sum(selection, hard_weight):
 @pytest.mark.parametrize('split', ['unit', 'image'])
 def test_a_split_needs_to_be_told_what_is_simple(split):
     student, teacher, labels, _ = make()
-    with pytest.raises(ValueError, match='`split` needs `simple` with `background=True`.*None'):
+    with pytest.raises(ValueError, match='`split` of a detector needs `simple`.*None'):
         blockwise_distillation(student, teacher, labels, split=split, **KINDS)

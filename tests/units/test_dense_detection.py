@@ -14,6 +14,7 @@ from mmdistill_ext.units.dense_detection import DenseDetectionUnits
 from mmdistill_ext.units.dense_pairing import DensePairing
 from mmdistill_ext.units.detection import IGNORED
 from tests import tiny_det
+from tests.tiny_zoo import in_one
 
 FAMILIES = list(tiny_det.FAMILIES)
 LOCATIONS = [8 * 12, 4 * 6, 2 * 3]  # of 64 x 96 at the three strides
@@ -167,7 +168,8 @@ def test_labels_validity_and_target_boxes_equal_another_reading(name):
         s for s, n in zip(tiny_det.STRIDES, LOCATIONS, strict=True) for _ in range(n * priors)
     ]
     assert units.boxes.scale.tolist() == [expected[i] for i in units.boxes.index[1]]
-    assert units.student.shape == units.teacher.shape == (3, head.cls_out_channels, len(expected))
+    shape = (3, head.cls_out_channels, len(expected))
+    assert in_one(units.student).shape == in_one(units.teacher).shape == shape
 
 
 @pytest.mark.parametrize('name', ['retina', 'atss', 'gfl'])
@@ -206,7 +208,7 @@ def test_yolox_learns_the_class_of_its_positive_units_alone():
         units, *_ = run(student, teacher)
     logits, targets = taps['cls'].args
     quality, labels = targets.max(1)
-    assert torch.equal(units.student.transpose(1, 2)[units.boxes.index], logits)
+    assert torch.equal(in_one(units.student).transpose(1, 2)[units.boxes.index], logits)
     assert torch.equal(units.labels[units.boxes.index], labels)
     torch.testing.assert_close(box_ious(units.boxes)[0], quality, rtol=1e-4, atol=1e-5)
     own, target = taps['box'].args
@@ -231,7 +233,7 @@ def test_units_are_what_the_heads_own_loss_compares(name):
     ious = spread(units, box_ious(units.boxes)[0])
     by_level = [
         [part.reshape(-1, *part.shape[2:]) for part in x.split(levels, 1)]
-        for x in (units.student.transpose(1, 2), units.labels, ious)
+        for x in (in_one(units.student).transpose(1, 2), units.labels, ious)
     ]
     logits, labels, ious = (torch.cat(parts) for parts in by_level)
     assert torch.equal(torch.cat([args[0] for args, _ in seen]), logits)
@@ -319,7 +321,7 @@ def test_teacher_in_eval_mode_decodes_to_the_training_students_boxes(name):
     assert (own.detach().flatten(0, 1).std(0) > 5).all()
     units = run(student, teacher)[0]
     torch.testing.assert_close(units.boxes.student, units.boxes.teacher, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(units.student, units.teacher, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(in_one(units.student), in_one(units.teacher), rtol=1e-5, atol=1e-5)
     assert units.boxes.student.requires_grad
     assert not units.boxes.teacher.requires_grad
 
@@ -578,17 +580,17 @@ def test_levels_of_equal_stride_are_paired_and_others_left_out(name, other):
     units, _, call, _, _ = run(student, coarse)
     priors = 3 if name == 'retina' else 1
     start, count = LOCATIONS[0] * priors, sum(LOCATIONS[1:]) * priors
-    assert torch.equal(units.student, whole.student[..., start:])
+    assert torch.equal(in_one(units.student), in_one(whole.student)[..., start:])
     assert torch.equal(units.labels, whole.labels[:, start:])
     assert torch.equal(is_positive(units), is_positive(whole)[:, start:])
     kept = whole.boxes.index[1] >= start
     for part in ('student', 'target', 'scale'):
         assert torch.equal(getattr(units.boxes, part), getattr(whole.boxes, part)[kept]), part
     flat = [
-        level.permute(0, 2, 3, 1).reshape(3, -1, units.student.shape[1])
+        level.permute(0, 2, 3, 1).reshape(3, -1, in_one(units.student).shape[1])
         for level in call.output[0][:2]
     ]
-    assert torch.equal(units.teacher.transpose(1, 2), torch.cat(flat, 1))
+    assert torch.equal(in_one(units.teacher).transpose(1, 2), torch.cat(flat, 1))
     assert units.labels.shape[1] == count
     maps = units.paint(units.labels > 0, units.labels >= 0)
     assert list(maps) == ['_stride16', '_stride32']
