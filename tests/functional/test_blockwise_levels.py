@@ -51,7 +51,7 @@ def setting(images=2, priors=3, **kwargs):
 
 
 @pytest.mark.parametrize('channels_last', [False, True])
-@pytest.mark.parametrize('images, priors', [(1, 1), (2, 1), (1, 3), (3, 2)])
+@pytest.mark.parametrize(('images', 'priors'), [(1, 1), (2, 1), (1, 3), (3, 2)])
 @pytest.mark.parametrize('units', [1, 2, 7, 16, 31, 10**6])
 def test_levels_give_what_one_tensor_gives(images, priors, units, channels_last):
     student, teacher, target, options = setting(images, priors, channels_last=channels_last)
@@ -73,9 +73,7 @@ def test_a_selection_sees_every_unit_once():
     student, teacher, target, options = setting()
     seen = []
     options.update(selection=lambda block: seen.append(block.labels) or block.valid)
-    blockwise_distillation(
-        by_prior(student), by_prior(teacher), target, block_bytes=200, **options
-    )
+    blockwise_distillation(by_prior(student), by_prior(teacher), target, block_bytes=200, **options)
     assert len(seen) > 5
     assert torch.equal(torch.cat(seen, 1).sort()[0], target.flatten()[None].sort()[0])
 
@@ -147,7 +145,7 @@ def break_floats(student, teacher, target):
 
 
 @pytest.mark.parametrize(
-    'spoil, message',
+    ('spoil', 'message'),
     [
         (break_shape, '`target` should hold integer class indices of shape'),
         (break_type, '`target` should hold integer class indices of shape'),
