@@ -11,4 +11,15 @@ SCOPE = 'mmdistill_ext'
 
 MODELS = Registry('model', parent=_root.MODELS, scope=SCOPE, locations=['mmdistill_ext'])
 HOOKS = Registry('hook', parent=_root.HOOKS, scope=SCOPE, locations=['mmdistill_ext'])
+TRANSFORMS = Registry(
+    'transform', parent=_root.TRANSFORMS, scope=SCOPE, locations=['mmdistill_ext']
+)
+EVALUATOR = Registry('evaluator', parent=_root.EVALUATOR, scope=SCOPE, locations=['mmdistill_ext'])
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=_root.OPTIM_WRAPPER_CONSTRUCTORS,
+    scope=SCOPE,
+    locations=['mmdistill_ext'],
+)
+SECOND_PREDICTIONS = Registry('second prediction', scope=SCOPE, locations=['mmdistill_ext'])
 FIT_FUNCTIONS = Registry('fit function', scope=SCOPE, locations=['mmdistill_ext'])

@@ -2,6 +2,7 @@
 
 from .blockwise import Block, BlockwiseResult, Selection, blockwise_distillation
 from .checks import check_labels
+from .collaboration import CollaborationResult, Networks, collaborate, networks_correlation
 from .ensemble import (
     error_correlation,
     general_weights,
@@ -36,11 +37,14 @@ __all__ = [
     'SPLITS',
     'Block',
     'BlockwiseResult',
+    'CollaborationResult',
     'FitParts',
+    'Networks',
     'Selection',
     'SimplexWeights',
     'blockwise_distillation',
     'check_labels',
+    'collaborate',
     'contrast_mask',
     'error_correlation',
     'exponential_fit',
@@ -53,6 +57,7 @@ __all__ = [
     'min_logit',
     'min_loss',
     'mix',
+    'networks_correlation',
     'select_units',
     'selective_distillation',
     'simple_images',

@@ -87,6 +87,7 @@ class BlockPass:
             self._split_images(gradients)
         self.distill_sum = self._total(self.distill_parts)
         self.task_sum = self._total(self.task_parts)
+        self.sums = [self.distill_sum, self.task_sum]
         self.gradients = [None if g is None else self.student.in_shape(g) for g in gradients]
         lost, won = self.histogram[1:].view(2, self.classes)
         self.counts = torch.stack((lost + won, won))
@@ -212,14 +213,25 @@ class BlockPass:
         if gradient is not None:
             if simple is not None:
                 weight = torch.where(simple, weight, weight * self.hard_weight)
-            (upstream,) = torch.autograd.grad(attached, logits, weight)
-            # A mask over the block would cost as much as the loss. Instead every NaN is cleared,
-            # then units that count and have no finite loss get theirs back.
-            factor = (attached.detach() * 0 + 1).masked_fill_(weight == 0, 0)
-            upstream.nan_to_num_(nan=0, posinf=torch.inf, neginf=-torch.inf)
-            upstream.mul_(factor.unsqueeze(1))
+            upstream = gradient_of_units(attached, logits, weight)
             self.student.add_gradient(gradient, student, upstream)
         if simple is None:
             total = units.sum()
             return torch.stack((total, total.new_zeros(())))
         return torch.stack((units.where(simple, 0).sum(), units.where(~simple, 0).sum()))
+
+
+def gradient_of_units(units: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of ``sum(weight * units)``; of units of weight 0 it is 0, whatever their logits.
+
+    Args:
+        units: ``(..., n)``, losses of units, in a graph.
+        logits: ``(..., C, n)``, what they were formed from.
+        weight: ``(..., n)``, >= 0.
+    """
+    (upstream,) = torch.autograd.grad(units, logits, weight.expand_as(units))
+    # A mask over the block would cost as much as the loss. Instead every NaN is cleared, then
+    # units that count and have no finite loss get theirs back.
+    factor = (units.detach() * 0 + 1).masked_fill_(weight == 0, 0)
+    upstream.nan_to_num_(nan=0, posinf=torch.inf, neginf=-torch.inf)
+    return upstream.mul_(factor.unsqueeze(-2))

@@ -177,6 +177,10 @@ class UnitOrder:
         """In the shape of ``like``."""
         return values.view(like.shape)
 
+    def segments(self, image: int, target: Tensor) -> list[tuple[int, int, int]]:
+        """Row, start and stop of an image's units in ``target``, which is in this order."""
+        return [(image, 0, target.shape[1])]
+
 
 class LevelOrder(UnitOrder):
     """Detectors count their units ``(B, N)`` by level, location and prior.
@@ -199,6 +203,14 @@ class LevelOrder(UnitOrder):
         images = len(like)
         parts = zip(values[0].split([images * n for n in self.sizes]), self.shapes, strict=True)
         return torch.cat([p.view(b, a, n).transpose(1, 2).flatten(1) for p, (b, n, a) in parts], 1)
+
+    def segments(self, image: int, target: Tensor) -> list[tuple[int, int, int]]:
+        """One of each level."""
+        segments, first = [], 0
+        for (images, *_), size in zip(self.shapes, self.sizes, strict=True):
+            segments.append((0, first + image * size, first + (image + 1) * size))
+            first += images * size
+        return segments
 
 
 def _shapes(levels: Sequence[Tensor]) -> list[torch.Size]:

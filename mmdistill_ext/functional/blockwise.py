@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .block_pass import SELECTIONS, Block, BlockPass, Selection
 from .block_readers import LevelOrder, UnitOrder, logits_reader
@@ -32,6 +31,7 @@ from .checks import (
     num_label_classes,
 )
 from .fit import SPLITS
+from .pass_sums import PassSums
 
 __all__ = [
     'SELECTIONS',
@@ -210,7 +210,7 @@ def blockwise_distillation(
         differentiate=torch.is_grad_enabled() and any(x.requires_grad for x in leaves),
     )
     with torch.autocast(target.device.type, enabled=False):
-        distill_sum, task_sum = _Sums.apply(block_pass, *leaves)
+        distill_sum, task_sum = PassSums.apply(block_pass, *leaves)
     return BlockwiseResult(
         distill_sum=distill_sum,
         distill_weight=block_pass.distill_weight,
@@ -222,45 +222,3 @@ def blockwise_distillation(
         task_parts=block_pass.task_parts.sum(0) if split and task else None,
         simple=block_pass.simple.sum(0) if split else None,
     )
-
-
-class _Sums(torch.autograd.Function):
-    """Runs the pass; its gradients, formed on the way, are scaled when the time comes."""
-
-    @staticmethod
-    def forward(ctx, block_pass: BlockPass, *leaves: Tensor) -> tuple[Tensor, Tensor]:
-        block_pass.run()
-        ctx.gradients, block_pass.gradients = block_pass.gradients, None
-        ctx.dtypes = [leaf.dtype for leaf in leaves]
-        ctx.set_materialize_grads(False)
-        return block_pass.distill_sum, block_pass.task_sum
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *scales: Tensor | None) -> tuple[Tensor | None, ...]:
-        if ctx.gradients is None:
-            raise RuntimeError(
-                'The gradients of `blockwise_distillation` were used up by an earlier backward '
-                'pass. Call that one with retain_graph=True.'
-            )
-        # Without another backward pass to come, the memory of the gradients becomes the result.
-        keep = _graph_is_kept()
-        totals: list[Tensor | None] = [None] * len(ctx.dtypes)
-        for gradients, scale in zip(ctx.gradients, scales, strict=True):
-            if gradients is None or scale is None:
-                continue
-            for place, gradient in enumerate(gradients):
-                if totals[place] is None:
-                    totals[place] = gradient * scale if keep else gradient.mul_(scale)
-                else:
-                    totals[place].addcmul_(gradient, scale)
-        if not keep:
-            ctx.gradients = None
-        pairs = zip(totals, ctx.dtypes, strict=True)
-        return None, *(None if total is None else total.to(dtype) for total, dtype in pairs)
-
-
-def _graph_is_kept() -> bool:
-    """Whether the running backward pass has ``retain_graph=True``; if unknown, True."""
-    known = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', None)
-    return True if known is None else known()

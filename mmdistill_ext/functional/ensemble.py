@@ -164,8 +164,8 @@ def validation_weights(scores: Sequence[float], temperature: float = 0.1) -> Ten
     """Weights that grow with each network's score: ``softmax(score / temperature)`` (ours).
 
     Args:
-        scores: Validation metric of each network, in [0, 1], the larger the better.
-        temperature: > 0; the smaller, the more the best network counts.
+        scores: Validation metric of each network, the larger the better.
+        temperature: > 0, in the metric's unit; the smaller, the more the best network counts.
 
     Returns:
         ``(N,)``, > 0 (or 0 by rounding), sum 1.
@@ -181,33 +181,45 @@ def validation_weights(scores: Sequence[float], temperature: float = 0.1) -> Ten
 
 
 def error_correlation(
-    logits: Tensor, target: Tensor, *, ignore_index: int = 255
+    logits: Tensor,
+    target: Tensor,
+    *,
+    difference: str = 'ce',
+    ignore_index: int = 255,
+    background: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Sums for the correlation of the networks' errors ``softmax(logits) - onehot`` (KDCL).
+    """Sums for the correlation of the networks' errors (KDCL).
+
+    The error is ``softmax(logits) - onehot(target)``, or with ``'bce'`` that of the sigmoid.
 
     Args:
-        logits: ``(N, B, C, ...)``, C > 1.
+        logits: ``(N, B, C, ...)``.
         target: ``(B, ...)``, class indices or ``ignore_index``.
+        difference: ``'ce'`` or ``'bce'``; see
+            :func:`~mmdistill_ext.functional.selective.unit_difference`.
         ignore_index: Label of units that are not valid.
+        background: With ``'bce'``: the label ``C`` is background, as detectors have it.
 
     Returns:
         ``(N, N)``, the sum over valid units and classes of the products of errors, and the
         number of valid units, both float64, to be added up over batches and processes.
 
     Raises:
-        ValueError: Shapes or types do not fit.
+        ValueError: Shapes, types or kinds do not fit.
     """
     _check_stack(logits)
+    channels = logits.shape[2]
     check_same_size('logits', logits[0], target)
-    check_difference('ce', logits.shape[2])
+    check_difference(difference, channels, background)
     with torch.no_grad():
-        valid = target != ignore_index
-        label = target.long().where(valid, 0).unsqueeze(1)
-        errors = full_precision(logits).softmax(2)
-        errors = errors.scatter_add(
-            2, label.expand(len(logits), *label.shape), -torch.ones_like(errors[:, :, :1])
-        )
-        errors = errors.where(valid.unsqueeze(1), 0).flatten(1).double()
+        valid = (target != ignore_index).unsqueeze(1)
+        classes = torch.arange(channels, device=target.device)
+        if channels == 1 and not background:
+            classes = classes + 1  # the channel is that of the foreground
+        truth = target.unsqueeze(1) == classes.view(-1, *[1] * (target.ndim - 1))
+        logits = full_precision(logits)
+        errors = (logits.softmax(2) if difference == 'ce' else logits.sigmoid()) - truth.to(logits)
+        errors = errors.where(valid, 0).flatten(1).double()
         return errors @ errors.T, valid.sum().double()
 
 

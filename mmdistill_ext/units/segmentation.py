@@ -53,8 +53,8 @@ class SegmentationUnits:
         key: str,
     ) -> None:
         head, teacher_head = head or 'decode_head', teacher_head or 'decode_head'
-        self.head = _find_head(student, head, f'{key}.head')
-        self.teacher_head = _find_head(teacher, teacher_head, f'{key}.teacher_head')
+        self.head = find_head(student, head, f'{key}.head')
+        self.teacher_head = find_head(teacher, teacher_head, f'{key}.teacher_head')
         for name in ('num_classes', 'out_channels'):
             own, other = getattr(self.head, name), getattr(self.teacher_head, name)
             if own != other:
@@ -62,9 +62,7 @@ class SegmentationUnits:
                     f'`{name}` should be the same for student and teacher (`{key}`). Found {own} '
                     f"in the student's '{head}', {other} in the teacher's '{teacher_head}'."
                 )
-        self.sigmoid = self.head.out_channels == 1 or any(
-            getattr(loss, 'use_sigmoid', False) for loss in _losses(self.head)
-        )
+        self.sigmoid = is_sigmoid(self.head)
         final = student.decode_head
         final = final[-1] if isinstance(final, nn.ModuleList) else final
         self.predicts = self.head is final
@@ -102,7 +100,7 @@ class SegmentationUnits:
         Raises:
             ValueError: The head's loss is not one plain softmax cross-entropy.
         """
-        losses = _losses(self.head)
+        losses = head_losses(self.head)
         loss = losses[0]
         plain = (
             len(losses) == 1
@@ -136,8 +134,8 @@ class SegmentationUnits:
     ) -> Units:
         """Build the units of one step from the tapped calls."""
         return Units(
-            student=_logits(taps[self.student_tap].args[0], self.student_tap),
-            teacher=_logits(teacher_call.output, self.teacher_tap),
+            student=seg_logits(taps[self.student_tap].args[0], self.student_tap),
+            teacher=seg_logits(teacher_call.output, self.teacher_tap),
             labels=torch.stack([sample.gt_sem_seg.data.squeeze(0) for sample in data_samples]),
             ignore_index=self.head.ignore_index,
             sigmoid=self.sigmoid,
@@ -192,7 +190,8 @@ def _without_padding(image: Tensor, meta: dict) -> Tensor:
     return image[:, top : height - bottom, left : width - right]
 
 
-def _find_head(model: nn.Module, path: str, key: str) -> BaseDecodeHead:
+def find_head(model: nn.Module, path: str, key: str) -> BaseDecodeHead:
+    """The per-pixel head at a path; ``ValueError`` names the key."""
     head, _ = resolve(model, path, key)
     if not isinstance(head, BaseDecodeHead):
         raise ValueError(
@@ -202,12 +201,21 @@ def _find_head(model: nn.Module, path: str, key: str) -> BaseDecodeHead:
     return head
 
 
-def _losses(head: BaseDecodeHead) -> list[nn.Module]:
+def is_sigmoid(head: BaseDecodeHead) -> bool:
+    """Whether it predicts independent sigmoids instead of one softmax."""
+    return head.out_channels == 1 or any(
+        getattr(loss, 'use_sigmoid', False) for loss in head_losses(head)
+    )
+
+
+def head_losses(head: BaseDecodeHead) -> list[nn.Module]:
+    """Its loss modules."""
     loss = head.loss_decode
     return list(loss) if isinstance(loss, nn.ModuleList) else [loss]
 
 
-def _logits(output: object, path: str) -> Tensor:
+def seg_logits(output: object, path: str) -> Tensor:
+    """The logits ``(B, C, H, W)`` that a head gave; ``TypeError`` if it gave something else."""
     if not isinstance(output, Tensor) or output.ndim != 4:
         raise TypeError(
             f"The head at '{path}' should give one tensor of logits (B, C, H, W). "

@@ -17,6 +17,7 @@ from mmdistill_ext.units.dense_families import ATSS
 from mmdistill_ext.units.dense_pairing import DensePairing, DenseSplit
 from mmdistill_ext.units.detection import IGNORED, ground_truth
 from tests import tiny_det
+from tests.tiny_zoo import in_one
 
 FAMILIES = {
     **tiny_det.FAMILIES,
@@ -134,7 +135,7 @@ class Reference:
     def confidence(self):
         """Scores of the teacher, ``(B, N, C)``, and with a softmax that of background."""
         levels = [[output[i] for i in self.pair.teacher_levels] for output in self.call.output]
-        scores = self.units.teacher.transpose(1, 2)
+        scores = in_one(self.units.teacher).transpose(1, 2)
         if not self.units.sigmoid:
             return scores.softmax(-1)
         if family(self.name) != 'yolox':
@@ -215,7 +216,7 @@ class Reference:
         """The distillation over simple and hard units, boxes included."""
         units = self.units
         kind = 'bce' if units.sigmoid else 'kl'
-        values = unit_distillation(units.student, units.teacher, kind).detach()
+        values = unit_distillation(in_one(units.student), in_one(units.teacher), kind).detach()
         valid = units.labels != IGNORED
         boxes = BoxTerm()(units.boxes, torch.ones(len(units.boxes.scale), dtype=torch.bool))
         number = max(len(units.boxes.scale), 1)

@@ -1,0 +1,297 @@
+"""Several networks that teach each other, without a teacher (COL)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.logging import MessageHub
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from mmdistill_ext.compat import has_framework
+from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
+from mmdistill_ext.distillers.network_inputs import NetworkInputs
+from mmdistill_ext.distillers.schedule import Schedule
+from mmdistill_ext.distillers.second_predictions import Kind
+from mmdistill_ext.functional import Networks, collaborate, networks_correlation
+from mmdistill_ext.functional.checks import check_positive
+from mmdistill_ext.losses.averages import scale_of
+from mmdistill_ext.registry import MODELS, SECOND_PREDICTIONS
+from mmdistill_ext.taps import Taps
+from mmdistill_ext.units.joint import JointUnits
+
+ENSEMBLE = 'ensemble'
+
+
+@MODELS.register_module()
+class CollaborativeDistiller(BaseModel):
+    """Trains N >= 2 networks together on one task (COL-1 to COL-8; KDCL, CVPR 2020).
+
+    Each has its own loss (COL-2). Their logits form a second prediction per unit (COL-3), whose
+    loss trains all of them, and each is pulled to it, detached, by a KL divergence (COL-4, COL-5).
+    While it predicts, each data sample is the ensemble's, the weighted mean of the networks'
+    logits (of detectors, their boxes fused by weight), and ``sample.networks`` holds every
+    network's own.
+
+    The log has ``<name>/...`` for each network's own losses, ``<name>/loss_kl``, and
+    ``ensemble/loss``.
+
+    Args:
+        students: Name -> network: a model dict, a config path, or ``'mmseg::pspnet/...py'``.
+        second: Config of the second prediction: ``MinLoss``, ``Linear``, ``MinLogit``,
+            ``ValidationWeighted`` or ``General``.
+        kl: ``dict(weight=1.0, temperature=1.0, begin=0, warmup=0, stop=None)`` of the pull.
+        second_weight: Of the second loss, >= 0.
+        sequential_backward: Free each network's activations after its forward and form them again
+            when its backward pass comes (a second forward), so that one network's are in memory at
+            a time. Gradients are the same.
+        data_preprocessor: For networks that name none; the runner hands it over when the config
+            has one beside the model.
+
+    Attributes:
+        weights: ``(N,)`` buffer of the networks' weights in the ensemble; those of
+            ``ValidationWeighted`` and ``General`` come from the validation, others are equal.
+
+    Raises:
+        ValueError: There are fewer than two networks, a name is taken, a value is impossible, or
+            the networks cannot be paired; the message names the key.
+        FileNotFoundError: A config does not exist.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        students: dict,
+        second: dict,
+        kl: dict | None = None,
+        second_weight: float = 1.0,
+        sequential_backward: bool = False,
+        data_preprocessor: dict | None = None,
+    ) -> None:
+        _check_names(students)
+        configs = {}
+        for name, spec in students.items():
+            configs[name] = resolve_model_cfg(spec, f'students.{name}')
+            if data_preprocessor is not None:
+                configs[name].setdefault('data_preprocessor', data_preprocessor)
+        networks = {name: build_model(cfg, f'students.{name}') for name, cfg in configs.items()}
+        preprocessors = {name: cfg.get('data_preprocessor') for name, cfg in configs.items()}
+        super().__init__(NetworkInputs(networks, preprocessors))
+        self.students = nn.ModuleDict(networks)
+        self.register_buffer('weights', torch.full((len(networks),), 1 / len(networks)))
+        self.joint = _pair(networks)
+        kinds = ('bce', 'bce') if self.joint.sigmoid else ('ce', 'kl')
+        self.difference, self.distance = kinds
+        self.kind = Kind(self.difference, self.joint.ignore_index, self.joint.background)
+        try:
+            self.second = SECOND_PREDICTIONS.build({'_scope_': SECOND_PREDICTIONS.scope, **second})
+            self.second.check(self.joint.sigmoid)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f'`second`: {error}') from error
+        kl = dict(kl or {})
+        self.temperature = kl.pop('temperature', 1.0)
+        check_positive('kl.temperature', self.temperature)
+        try:
+            self.schedule = Schedule(**kl, key='kl')
+        except TypeError as error:
+            raise ValueError(f'`kl`: {error}') from error
+        self.second_weight = Schedule(second_weight, key='second').weight
+        self.sequential_backward = sequential_backward
+        self.watched = False  # a hook takes the weights from the validation
+
+    @property
+    def names(self) -> list[str]:
+        """The networks' names."""
+        return list(self.students)
+
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        data_samples: Mapping[str, list] | None = None,
+        mode: str = 'tensor',
+    ) -> dict | list:
+        """As any model of the framework; ``inputs`` and ``data_samples`` by network.
+
+        Args:
+            inputs: Name -> batch ``(B, 3, H, W)``, preprocessed for the network.
+            data_samples: Name -> the batch's data samples.
+            mode: ``'loss'``, ``'predict'`` or ``'tensor'``.
+
+        Returns:
+            Named scalars, the ensemble's data samples, or name -> the network's output.
+        """
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        if mode == 'predict':
+            return self.joint.predict(self.students, inputs, data_samples, self.weights)
+        samples = data_samples or {}
+        return {
+            name: network(inputs[name], samples.get(name), mode=mode)
+            for name, network in self.students.items()
+        }
+
+    def loss(self, inputs: Mapping[str, Tensor], data_samples: Mapping[str, list]) -> dict:
+        """Losses of all networks and of what they do together."""
+        if self.second.measures and not self.watched:
+            raise ValueError(
+                f'`second`={type(self.second).__name__} takes its weights from the validation: it '
+                "needs dict(type='mmdistill_ext.CollaborationHook') in `custom_hooks`. Found none."
+            )
+        losses, taps = {}, {}
+        for name, network in self.students.items():
+            arguments = (network, inputs[name], data_samples[name])
+            with Taps(network, {path: path for path in self.joint.taps(name)}) as taps[name]:
+                run = self._recomputed if self.sequential_backward else _loss
+                own = run(*arguments)
+            for key, value in own.items():
+                losses[f'{name}/{key.removeprefix(self.joint.prefix)}'] = value
+        weight = self.schedule.at(MessageHub.get_current_instance().get_info('iter', 0))
+        if weight or self.second_weight:
+            losses.update(self._together(self.joint(taps, data_samples), weight))
+        for found in taps.values():
+            found.clear()
+        return losses
+
+    def _together(self, units: JointUnits, weight: float) -> dict[str, Tensor]:
+        networks = self._networks(units)
+        result = collaborate(
+            networks,
+            self._combine,
+            weigh_image=self._weigh_image if self.second.per == 'image' else None,
+            difference=self.difference,
+            distance=self.distance,
+            temperature=self.temperature,
+            second=self.second_weight > 0,
+            pull=weight > 0,
+        )
+        counts = result.counts
+        if self.joint.average == 'positive':
+            counts = counts[: self.joint.num_classes]
+        total = counts.sum().to(result.second_sum)
+        all_reduce(total)
+        scale = scale_of(total, self.joint.average)
+        losses = {}
+        if self.second_weight:
+            losses[f'{ENSEMBLE}/loss'] = self.second_weight * scale * result.second_sum
+        if weight:
+            for name, value in zip(self.names, result.pull_sums, strict=True):
+                losses[f'{name}/loss_kl'] = weight * scale * value
+        return losses
+
+    @torch.no_grad()
+    def error_correlation(self, data: dict) -> Tensor:
+        """Sums for the correlation of the networks' errors on a batch of a loader, in this mode.
+
+        Args:
+            data: What the loader gives, with labels.
+
+        Returns:
+            ``(N, N)`` float64.
+        """
+        data = self.data_preprocessor(data, False)
+        taps = {}
+        for name, network in self.students.items():
+            with Taps(network, {path: path for path in self.joint.taps(name)}) as taps[name]:
+                _loss(network, data['inputs'][name], data['data_samples'][name])
+        units = self.joint(taps, data['data_samples'])
+        return networks_correlation(self._networks(units), self.difference)[0]
+
+    def _networks(self, units: JointUnits) -> Networks:
+        return Networks(
+            units.logits,
+            units.labels,
+            align_corners=units.align_corners,
+            ignore_index=self.joint.ignore_index,
+            background=self.joint.background,
+        )
+
+    def _combine(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        if self.second.measures:
+            weights = self.weights
+        return self.second.combine(logits, labels, weights, self.kind)
+
+    def _weigh_image(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self.second.weigh_image(logits, labels, self.kind)
+
+    @staticmethod
+    def _recomputed(network: nn.Module, inputs: Tensor, data_samples: list) -> dict:
+        return checkpoint(
+            _loss,
+            network,
+            inputs,
+            data_samples,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), _statistics_kept(network)),
+        )
+
+
+def _loss(network: nn.Module, inputs: Tensor, data_samples: list) -> dict:
+    return network(inputs, data_samples, mode='loss')
+
+
+@contextmanager
+def _statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Let BatchNorm count its batches in copies of its statistics, which are thrown away."""
+    counting = [
+        module
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
+    ]
+    kept = [dict(module._buffers) for module in counting]
+    for module in counting:
+        module._buffers.update({name: value.clone() for name, value in module._buffers.items()})
+    try:
+        yield
+    finally:
+        for module, buffers in zip(counting, kept, strict=True):
+            module._buffers.update(buffers)
+
+
+def _check_names(students: dict) -> None:
+    if not isinstance(students, dict) or len(students) < 2:
+        raise ValueError(
+            '`students` should be a dict of two networks or more, such as dict(a=..., b=...): one '
+            f'alone has nobody to learn from. Found {students if students else "none"!r}.'
+        )
+    taken = (ENSEMBLE, *dir(nn.ModuleDict))
+    for name in students:
+        if not isinstance(name, str) or not name.isidentifier() or 'loss' in name or name in taken:
+            raise ValueError(
+                '`students` should have names that are identifiers, without "loss" in them, and '
+                f'not those of the ensemble or of PyTorch. Found {name!r}.'
+            )
+
+
+def _pair(networks: Mapping[str, nn.Module]):
+    """What pairs the heads of such networks.
+
+    Raises:
+        ValueError: They are not all segmenters, nor all single-stage detectors.
+    """
+    if has_framework('mmseg'):
+        from mmseg.models.segmentors import EncoderDecoder
+
+        if all(isinstance(network, EncoderDecoder) for network in networks.values()):
+            from mmdistill_ext.units.joint_segmentation import JointSegmentation
+
+            return JointSegmentation(networks)
+    if has_framework('mmdet'):
+        from mmdet.models.detectors import SingleStageDetector
+
+        if all(isinstance(network, SingleStageDetector) for network in networks.values()):
+            from mmdistill_ext.units.joint_detection import JointDetection
+
+            return JointDetection(networks)
+    found = {name: type(network).__name__ for name, network in networks.items()}
+    raise ValueError(
+        '`students` should all be segmentors of mmsegmentation (EncoderDecoder), or all '
+        'single-stage detectors of mmdetection: pixels pair with pixels, anchors and points with '
+        f'anchors and points; RoIs and queries, which every network picks itself, do not. Found '
+        f'{found}.'
+    )

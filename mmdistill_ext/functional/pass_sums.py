@@ -1,0 +1,66 @@
+"""Sums that were differentiated while they were formed, as part of autograd's graph."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Pass(Protocol):
+    """What goes over all blocks once."""
+
+    sums: list[Tensor]
+    gradients: list[list[Tensor | None] | None]
+    """Of each sum (None: none), with respect to each leaf (None: none)."""
+
+    def run(self) -> None:
+        """Fill both."""
+
+
+class PassSums(torch.autograd.Function):
+    """Runs a pass; its gradients, formed on the way, are scaled when the time comes."""
+
+    @staticmethod
+    def forward(ctx, block_pass: Pass, *leaves: Tensor) -> tuple[Tensor, ...]:
+        """Run the pass; give its sums."""
+        block_pass.run()
+        ctx.gradients, block_pass.gradients = block_pass.gradients, None
+        ctx.dtypes = [leaf.dtype for leaf in leaves]
+        ctx.set_materialize_grads(False)
+        return tuple(block_pass.sums)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *scales: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Scale the gradients and add them up."""
+        if ctx.gradients is None:
+            raise RuntimeError(
+                'The gradients of this block-wise pass were used up by an earlier backward pass. '
+                'Call that one with retain_graph=True.'
+            )
+        # Without another backward pass to come, the memory of the gradients becomes the result.
+        keep = _graph_is_kept()
+        totals: list[Tensor | None] = [None] * len(ctx.dtypes)
+        for gradients, scale in zip(ctx.gradients, scales, strict=True):
+            if gradients is None or scale is None:
+                continue
+            for place, gradient in enumerate(gradients):
+                if gradient is None:
+                    continue
+                if totals[place] is None:
+                    totals[place] = gradient * scale if keep else gradient.mul_(scale)
+                else:
+                    totals[place].addcmul_(gradient, scale)
+        if not keep:
+            ctx.gradients = None
+        pairs = zip(totals, ctx.dtypes, strict=True)
+        return None, *(None if total is None else total.to(dtype) for total, dtype in pairs)
+
+
+def _graph_is_kept() -> bool:
+    """Whether the running backward pass has ``retain_graph=True``; if unknown, True."""
+    known = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', None)
+    return True if known is None else known()

@@ -1,0 +1,131 @@
+"""Units of several single-stage detectors: anchors and points (COL-8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mmdet.models.utils import weighted_boxes_fusion
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from mmdistill_ext.taps import Call, Taps
+from mmdistill_ext.units.dense_detection import DenseDetectionUnits
+from mmdistill_ext.units.dense_pairing import DensePairing
+from mmdistill_ext.units.detection import IGNORED
+from mmdistill_ext.units.joint import JointBoxes, JointUnits, shallow_copy, with_networks
+
+HEAD = 'bbox_head'
+
+
+class JointDetection:
+    """Pairs the heads of several single-stage detectors, location by location.
+
+    One label per location is needed to compare the networks by: that of the first network's own
+    target assignment. Each network's own loss keeps its own. Levels that not all have are left to
+    the labels.
+
+    Args:
+        networks: Name -> an mmdet single-stage detector.
+
+    Raises:
+        ValueError: The heads cannot be paired; the message says why and what can.
+    """
+
+    background = True
+    average = 'positive'
+    prefix = ''
+    ignore_index = IGNORED
+
+    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+        (self.first, lead), *others = networks.items()
+        self.pairs = {
+            name: DenseDetectionUnits(lead, network, HEAD, HEAD, f'students.{name}')
+            for name, network in others
+        }
+        pairs = list(self.pairs.values())
+        common = set.intersection(*(set(pair.student_levels) for pair in pairs))
+        if not common:
+            raise ValueError(
+                '`students` should all have a level of the same stride. Found '
+                f'{[pair.student.strides for pair in pairs[:1]]} in {self.first!r}, '
+                f'{[pair.teacher.strides for pair in pairs]} in the others.'
+            )
+        for pair in pairs:
+            levels = zip(pair.student_levels, pair.teacher_levels, strict=True)
+            kept = [both for both in levels if both[0] in common]
+            pair.student_levels, pair.teacher_levels = map(list, zip(*kept, strict=True))
+        self.num_classes: int = pairs[0].num_classes
+        self.sigmoid: bool = pairs[0].sigmoid
+        self.background = self.sigmoid  # a softmax has a channel for it
+        self._loss_tap = pairs[0].student_tap
+        self._targets_tap = pairs[0].targets_tap
+
+    def taps(self, name: str) -> tuple[str, ...]:
+        """Paths to tap in a network."""
+        return (self._loss_tap, self._targets_tap) if name == self.first else (self._loss_tap,)
+
+    def __call__(
+        self, taps: Mapping[str, Taps], data_samples: Mapping[str, list[DetDataSample]]
+    ) -> JointUnits:
+        """Build the units of one step from the tapped calls.
+
+        Raises:
+            ValueError: The networks' feature maps have different sizes.
+        """
+        mine = taps[self.first]
+        found = {
+            name: DensePairing(pair, mine, Call((), {}, taps[name][self._loss_tap].args))
+            for name, pair in self.pairs.items()
+        }
+        lead = next(iter(found.values()))
+        labels, classified = lead.assigned.labels, lead.assigned.classified
+        if not all(pair.teacher.knows_background for pair in self.pairs.values()):
+            classified = classified & (labels < self.num_classes)
+        boxes = [lead.student.decode(*lead.student_boxes(*lead.index))]
+        boxes += [pair.teacher.decode(*pair.teacher_boxes(*lead.index)) for pair in found.values()]
+        return JointUnits(
+            logits=(lead.student_scores, *(pair.teacher_scores for pair in found.values())),
+            labels=labels.where(classified, IGNORED),
+            align_corners=(False,) * (1 + len(found)),
+            boxes=JointBoxes(tuple(boxes), lead.target_boxes, lead.strides[lead.index[1]]),
+        )
+
+    def predict(
+        self,
+        networks: Mapping[str, nn.Module],
+        inputs: Mapping[str, Tensor],
+        data_samples: Mapping[str, list[DetDataSample]],
+        weights: Tensor,
+    ) -> list[DetDataSample]:
+        """The ensemble's predictions, by mmdet's weighted boxes fusion; in them the networks'."""
+        predicted = {
+            name: network.predict(inputs[name], [shallow_copy(x) for x in data_samples[name]])
+            for name, network in networks.items()
+        }
+        weights = weights.clamp(min=0).tolist()
+        together = data_samples[self.first]
+        for sample, *own in zip(together, *predicted.values(), strict=True):
+            sample.pred_instances = fuse([x.pred_instances for x in own], weights)
+        return with_networks(together, predicted)
+
+
+def fuse(predictions: list[InstanceData], weights: list[float]) -> InstanceData:
+    """Boxes of several detectors for one image, fused by weight (https://arxiv.org/abs/1910.13302).
+
+    Args:
+        predictions: Each network's, with ``bboxes``, ``scores`` and ``labels``.
+        weights: Of the networks, >= 0.
+    """
+    like = predictions[0]
+    if not any(len(found) for found in predictions):
+        return like
+    boxes, scores, labels = weighted_boxes_fusion(
+        *([found[key].cpu() for found in predictions] for key in ('bboxes', 'scores', 'labels')),
+        weights=weights,
+    )
+    return InstanceData(
+        bboxes=boxes.to(like.bboxes).view(-1, 4),
+        scores=scores.to(like.scores),
+        labels=labels.to(like.labels),
+    )
