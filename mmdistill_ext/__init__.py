@@ -3,8 +3,11 @@
 from mmdistill_ext import (  # noqa: F401  register everything
     compat,
     distillers,
+    evaluation,
     hooks,
     losses,
+    optim,
+    transforms,
 )
 from mmdistill_ext.version import __version__
 

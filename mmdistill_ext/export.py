@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +12,22 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.registry import Registry
 from torch import nn
 
 from mmdistill_ext.checkpoint import load_exactly, load_weights, write_atomic
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
-from mmdistill_ext.registry import HOOKS, MODELS, SCOPE
+from mmdistill_ext.registry import (
+    EVALUATOR,
+    HOOKS,
+    MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    SCOPE,
+    TRANSFORMS,
+)
+
+SCORES = 'networks.json'
+"""File of a collaborative run's folder with every validation's scores."""
 
 
 def is_distillation(cfg: Config) -> bool:
@@ -23,7 +36,13 @@ def is_distillation(cfg: Config) -> bool:
     return _is_ours(model) and 'student' in model
 
 
-def plain_config(cfg: Config) -> Config:
+def is_collaboration(cfg: Config) -> bool:
+    """Whether the config's model is several networks that learn together."""
+    model = cfg.get('model') or {}
+    return _is_ours(model) and 'students' in model
+
+
+def plain_config(cfg: Config, network: str | None = None) -> Config:
     """Return the config that trains or tests the student alone.
 
     The model is the student's own; hooks and imports of this package are gone. Everything else,
@@ -31,14 +50,25 @@ def plain_config(cfg: Config) -> Config:
 
     Args:
         cfg: Any config. One that distils nothing comes back as it is.
+        network: Name of the network, of several that learn together; without a name, their config
+            comes back as it is.
 
     Raises:
-        ValueError, TypeError, FileNotFoundError, ImportError: ``model.student`` names no model.
+        ValueError, TypeError, FileNotFoundError, ImportError: ``model.student`` names no model, or
+            there is no such network.
     """
-    if not is_distillation(cfg):
+    if is_collaboration(cfg) and network is not None:
+        source, key = cfg.model.students.get(network), f'model.students.{network}'
+        if source is None:
+            raise ValueError(
+                f"`network` should be one of {', '.join(cfg.model.students)}. Found '{network}'."
+            )
+    elif is_distillation(cfg):
+        source, key = cfg.model.student, 'model.student'
+    else:
         return cfg
     plain = cfg.to_dict()
-    student = resolve_model_cfg(cfg.model.student, 'model.student').to_dict()
+    student = resolve_model_cfg(source, key).to_dict()
     preprocessor = plain['model'].get('data_preprocessor') or plain.get('data_preprocessor')
     if preprocessor:
         student.setdefault('data_preprocessor', preprocessor)
@@ -52,11 +82,16 @@ def plain_config(cfg: Config) -> Config:
         custom_imports=_imports_without_us(plain.pop('custom_imports', None) or {}),
     )
     plain.update({key: value for key, value in kept.items() if value}, model=student)
+    if network is not None:
+        leave_company(plain, network)
     return Config(plain, filename=cfg.filename)
 
 
 def export_student(
-    cfg: Config | str | os.PathLike, checkpoint: str, out_dir: str | os.PathLike
+    cfg: Config | str | os.PathLike,
+    checkpoint: str,
+    out_dir: str | os.PathLike,
+    network: str | None = None,
 ) -> tuple[Path, Path]:
     """Write ``student.py`` and ``student.pth``, which mmseg's and mmdet's own tools accept.
 
@@ -68,6 +103,8 @@ def export_student(
         cfg: The distillation config, or a plain one: then only the weights are stripped.
         checkpoint: A training checkpoint, file or URL. Nothing in it is executed.
         out_dir: Folder to write into, made when missing.
+        network: Of several that learned together: the name of one, or ``'best'``, the best at the
+            checkpoint's last validation.
 
     Returns:
         Paths of the config and of the checkpoint.
@@ -81,8 +118,14 @@ def export_student(
         if not Path(cfg).is_file():
             raise FileNotFoundError(f"`config` should be an existing file. Found '{cfg}'.")
         cfg = Config.fromfile(cfg)
-    plain = plain_config(cfg)
-    student, meta = load_student(plain, checkpoint)
+    if is_collaboration(cfg) and network is None:
+        raise ValueError(
+            f'`network` should be one of {", ".join(cfg.model.students)}, or best. Found none.'
+        )
+    if network == 'best':
+        network = best_network(checkpoint)
+    plain = plain_config(cfg, network)
+    student, meta = load_student(plain, checkpoint, network)
 
     text = _with_test_pipeline(plain).pretty_text
     provenance = {k: meta[k] for k in ('epoch', 'iter', 'experiment_name') if k in meta}
@@ -101,8 +144,15 @@ def export_student(
     return config_path, weights_path
 
 
-def load_student(plain: Config, checkpoint: str) -> tuple[nn.Module, dict]:
+def load_student(
+    plain: Config, checkpoint: str, network: str | None = None
+) -> tuple[nn.Module, dict]:
     """Build the model of a plain config and fill it from a checkpoint, without running code.
+
+    Args:
+        plain: The config.
+        checkpoint: File or URL.
+        network: Whose weights to take, of several that learned together.
 
     Returns:
         The model, in eval mode on the CPU, and the checkpoint's meta data.
@@ -113,8 +163,71 @@ def load_student(plain: Config, checkpoint: str) -> tuple[nn.Module, dict]:
     scope = {'_scope_': plain.default_scope} if plain.get('default_scope') else {}
     model = build_model({**scope, **plain.model.to_dict()})
     loaded = load_weights(checkpoint)
-    load_exactly(model, loaded['state_dict'], f"`checkpoint` '{checkpoint}'")
+    state = loaded['state_dict']
+    if network is not None:
+        prefix = f'students.{network}.'
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    load_exactly(model, state, f"`checkpoint` '{checkpoint}'")
     return model.eval(), loaded['meta']
+
+
+def best_network(checkpoint: str) -> str:
+    """The best network at the last validation before a checkpoint was written, or at it.
+
+    Raises:
+        FileNotFoundError: There is no ``networks.json`` beside the checkpoint.
+        ValueError: There was no validation until then.
+    """
+    path = Path(checkpoint).parent / SCORES
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"`network`='best' needs the run's {SCORES} beside the checkpoint, which "
+            f"`CollaborationHook` writes. There is no '{path}': name a network."
+        )
+    scores = json.loads(path.read_text(encoding='utf-8'))
+    until = load_weights(checkpoint)['meta'].get('iter', math.inf)
+    known = [int(at) for at in scores if int(at) <= until and scores[at]['best']]
+    if not known:
+        raise ValueError(
+            f"`network`='best' needs a validation before the checkpoint's iteration {until}. "
+            f"'{path}' has those of the iterations {list(scores)}: name a network."
+        )
+    return scores[str(max(known))]['best']
+
+
+def leave_company(plain: dict, network: str) -> None:
+    """Take out of a config what is there for several networks."""
+    for key in ('val_evaluator', 'test_evaluator'):
+        if _is_ours(plain.get(key)):
+            plain[key] = plain[key]['metrics']
+    optim_wrapper = plain.get('optim_wrapper') or {}
+    if _is_named(optim_wrapper.get('constructor'), OPTIM_WRAPPER_CONSTRUCTORS):
+        plain['optim_wrapper'] = optim_wrapper[network]
+    checkpoint = (plain.get('default_hooks') or {}).get('checkpoint') or {}
+    best = checkpoint.get('save_best')
+    if best:
+        names = [name.partition('/')[2] for name in ([best] if isinstance(best, str) else best)]
+        checkpoint['save_best'] = names[0] if len(names) == 1 else sorted(set(names))
+    plain.update(_without_views(plain))
+
+
+def _without_views(node: Any) -> Any:
+    """A config without the transform that makes several views of an image."""
+    if isinstance(node, dict):
+        return {key: _without_views(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return type(node)(
+            _without_views(item)
+            for item in node
+            if not (isinstance(item, dict) and _is_named(item.get('type'), TRANSFORMS))
+        )
+    return node
+
+
+def _is_named(kind: Any, registry: Registry) -> bool:
+    """Whether this is the type of something in a registry of this package."""
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.removeprefix(f'{SCOPE}.') in registry.module_dict
 
 
 def _is_ours(node: Any) -> bool:
@@ -128,6 +241,7 @@ def _is_ours(node: Any) -> bool:
         or node.get('_scope_') == SCOPE
         or name in MODELS.module_dict
         or name in HOOKS.module_dict
+        or name in EVALUATOR.module_dict
     )
 
 

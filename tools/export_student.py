@@ -15,6 +15,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.config_parser(__doc__)
     parser.add_argument('checkpoint', help='training checkpoint, file or URL')
     parser.add_argument('out_dir', help='folder for student.py and student.pth')
+    parser.add_argument(
+        '--network', help='of several that learned together: the name of one, or best'
+    )
     return parser.parse_args(argv)
 
 
@@ -22,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Export."""
     args = parse_args(argv)
     cfg = cli.load_config(args.config, args.cfg_options)
-    for path in export_student(cfg, args.checkpoint, args.out_dir):
+    for path in export_student(cfg, args.checkpoint, args.out_dir, args.network):
         print(path)
 
 

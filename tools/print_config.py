@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mmdistill_ext  # noqa: F401  before the config is read: `mmdistill_ext::` and `mmseg::` in it
 from mmdistill_ext import cli
-from mmdistill_ext.export import plain_config
+from mmdistill_ext.export import is_collaboration, plain_config
 
 SUFFIXES = ('.py', '.json', '.yml', '.yaml')
 
@@ -17,6 +17,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options."""
     parser = cli.config_parser('Print the whole config')
     parser.add_argument('--plain', action='store_true', help="the student's own config")
+    parser.add_argument('--network', help='with --plain: which, of several that learn together')
     parser.add_argument('--save-path', help=f'also write it: a file that ends in {SUFFIXES}')
     return parser.parse_args(argv)
 
@@ -30,7 +31,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     cfg = cli.load_config(args.config, args.cfg_options)
     if args.plain:
-        cfg = plain_config(cfg)
+        if is_collaboration(cfg) and args.network is None:
+            raise ValueError(
+                f'`--network` should be one of {", ".join(cfg.model.students)}. Found none.'
+            )
+        cfg = plain_config(cfg, args.network)
     print(f'Config:\n{cfg.pretty_text}')
     if args.save_path:
         Path(args.save_path).parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 
 import mmdistill_ext  # noqa: F401  before the config is read: `mmdistill_ext::` and `mmseg::` in it
 from mmdistill_ext import cli
-from mmdistill_ext.export import plain_config
+from mmdistill_ext.export import is_collaboration, plain_config
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -73,6 +73,11 @@ def use_tta(cfg: Config) -> None:
 
 def keep_predictions(cfg: Config, out: str) -> None:
     """Save the predictions as ``--out`` asks, beside the evaluation."""
+    if is_collaboration(cfg):
+        raise ValueError(
+            '`--out` keeps the predictions of one model: export a network first, with '
+            'tools/export_student.py --network.'
+        )
     metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     if cfg.get('default_scope') == 'mmdet':
         dump = dict(type='DumpDetResults', out_file_path=out)

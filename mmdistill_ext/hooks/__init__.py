@@ -1,6 +1,7 @@
 """Registered hooks: what a run checks, counts and shows besides training."""
 
 from mmdistill_ext.hooks.box_comparison_hook import BoxComparisonHook
+from mmdistill_ext.hooks.collaboration_hook import CollaborationHook
 from mmdistill_ext.hooks.contrast_mask_hook import ContrastMaskHook
 from mmdistill_ext.hooks.fit_hook import FitHook
 from mmdistill_ext.hooks.start_check_hook import StartCheckHook
@@ -8,6 +9,7 @@ from mmdistill_ext.hooks.teacher_share_hook import TeacherShareHook
 
 __all__ = [
     'BoxComparisonHook',
+    'CollaborationHook',
     'ContrastMaskHook',
     'FitHook',
     'StartCheckHook',

@@ -1,0 +1,82 @@
+"""Evaluation of several networks and their ensemble in one validation (COL-7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+from mmengine.evaluator import Evaluator
+from mmengine.logging import print_log
+from mmengine.structures import BaseDataElement
+
+from mmdistill_ext.registry import EVALUATOR
+
+ENSEMBLE = 'ensemble'
+
+
+@EVALUATOR.register_module()
+class NetworksEvaluator(Evaluator):
+    """The metrics of an ordinary evaluator, for each network and for the ensemble.
+
+    ``mIoU`` becomes ``a/mIoU``, ``b/mIoU`` and ``ensemble/mIoU``, which ``save_best`` of a
+    ``CheckpointHook`` can name.
+
+    Args:
+        metrics: What ``val_evaluator`` was: a metric's config, or several.
+
+    Example:
+        >>> val_evaluator = dict(  # in a config
+        ...     _delete_=True,
+        ...     type='mmdistill_ext.NetworksEvaluator',
+        ...     metrics=dict(type='IoUMetric', iou_metrics=['mIoU']),
+        ... )
+    """
+
+    def __init__(self, metrics: dict | Sequence) -> None:
+        self._cfg = deepcopy(metrics)
+        super().__init__(metrics)  # those of the ensemble
+        self.networks: dict[str, Evaluator] = {}
+
+    def process(
+        self, data_samples: Sequence[BaseDataElement], data_batch: Any | None = None
+    ) -> None:
+        """Hand every network's data samples to its metrics.
+
+        Raises:
+            ValueError: The predictions are not those of several networks.
+        """
+        names = list(getattr(data_samples[0], 'networks', ()))
+        if not names:
+            raise ValueError(
+                '`NetworksEvaluator` needs the predictions of several networks, as '
+                "type='mmdistill_ext.CollaborativeDistiller' gives them. Found those of one."
+            )
+        for name in names:
+            if name not in self.networks:
+                self.networks[name] = Evaluator(deepcopy(self._cfg))
+                self.networks[name].dataset_meta = self.dataset_meta
+            own = [sample.networks[name] for sample in data_samples]
+            self.networks[name].process(own, data_batch)
+        super().process(data_samples, data_batch)
+
+    def evaluate(self, size: int) -> dict:
+        """Evaluate all of them.
+
+        Args:
+            size: Length of the validation data set.
+
+        Returns:
+            ``<network>/<metric>`` and ``ensemble/<metric>`` -> value.
+        """
+        found = {}
+        for name, evaluator in self.networks.items():
+            print_log(f'Network {name}:', logger='current')
+            found.update(_named(name, evaluator.evaluate(size)))
+        print_log('Ensemble:', logger='current')
+        found.update(_named(ENSEMBLE, super().evaluate(size)))
+        return found
+
+
+def _named(name: str, metrics: dict) -> dict:
+    return {f'{name}/{metric}': value for metric, value in metrics.items()}

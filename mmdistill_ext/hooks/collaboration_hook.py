@@ -1,0 +1,210 @@
+"""What collaborative training takes from the validation, and says about it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import torch
+from mmengine.dist import all_reduce, is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import Tensor
+
+from mmdistill_ext.checkpoint import write_atomic
+from mmdistill_ext.distillers.collaborative import ENSEMBLE, CollaborativeDistiller
+from mmdistill_ext.evaluation import NetworksEvaluator
+from mmdistill_ext.export import SCORES
+from mmdistill_ext.hooks.common import plain_datasets, publish, unwrapped_model
+from mmdistill_ext.isolation import eval_mode, isolated_rng
+from mmdistill_ext.measurement import build_round_loader, labels_first
+from mmdistill_ext.registry import HOOKS
+from mmdistill_ext.transforms import MakeViews
+
+METRICS = ('mIoU', 'coco/bbox_mAP', 'pascal_voc/mAP')
+"""What networks are compared by when no metric is named: the first of these there is."""
+ILL_CONDITIONED = 1e6
+"""Condition number of a matrix of errors that is worth a warning."""
+
+
+@HOOKS.register_module()
+class CollaborationHook(Hook):
+    """Gives the networks their weights in the second prediction, and marks the best (COL-3, COL-7).
+
+    After every validation, ``ValidationWeighted`` takes its weights from the metrics and
+    ``General`` from the errors on held-out images, of all processes. A resumed run that stands at
+    a validation repeats it first, because the checkpoint was written before. Logs
+    ``val/weight/<network>``, writes the scores, the weights and the best network to
+    ``networks.json`` in the run's folder, where ``tools/export_student.py --network best`` reads.
+
+    Args:
+        metric: What networks are compared by, as the evaluator names it; by default that of
+            ``ValidationWeighted``, else mIoU or mAP.
+        batches: ``General``: held-out batches per measurement and process.
+        dataloader: ``General``: where the errors are measured; ``val_dataloader`` when not given,
+            for detectors with the training's batch size. Its sampler is replaced by one that goes
+            round in random permutations.
+
+    Raises:
+        ValueError: The model is not collaborative, there is no validation to take weights from,
+            the pipeline's views are of other networks, or the metric is none of the validation's.
+    """
+
+    priority = 'NORMAL'  # before LoggerHook and CheckpointHook
+
+    def __init__(
+        self, metric: str | None = None, batches: int = 8, dataloader: dict | None = None
+    ) -> None:
+        if not isinstance(batches, int) or batches < 1:
+            raise ValueError(
+                f'`CollaborationHook.batches` should be an integer >= 1. Found {batches!r}.'
+            )
+        self.metric = metric
+        self.batches = batches
+        self.dataloader = dataloader
+        self._loader = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Check the run, and repeat the validation that a resumed one stands at."""
+        self.model = unwrapped_model(runner)
+        if not isinstance(self.model, CollaborativeDistiller):
+            raise ValueError(
+                "`CollaborationHook` needs type='mmdistill_ext.CollaborativeDistiller'. Found "
+                f'{type(self.model).__name__}.'
+            )
+        check_views(runner.train_dataloader.dataset, self.model.names)
+        if self.model.second.measures:
+            self._check_validation(runner)
+            self.model.watched = True
+            if self.model.second.measures == 'errors':
+                self._loader = self._build_loader(runner)
+            if _stands_at_validation(runner):
+                print_log('Repeats the validation, for the weights of the networks.', 'current')
+                runner.val_loop.run()
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """Take the weights, log them, and mark the best network."""
+        if not isinstance(getattr(self, 'model', None), CollaborativeDistiller):
+            return  # validated without training
+        metrics, names = metrics or {}, self.model.names
+        metric = self._metric(metrics)
+        scores = {name: _finite(metrics.get(f'{name}/{metric}')) for name in (*names, ENSEMBLE)}
+        weights = self._weights(runner, [scores[name] for name in names])
+        if weights is not None:
+            self.model.weights.copy_(weights)
+        found = dict(zip(names, self.model.weights.tolist(), strict=True))
+        if self.model.second.measures:
+            publish(runner.message_hub, {f'val/weight/{name}': w for name, w in found.items()})
+        own = {name: scores[name] for name in names if scores[name] is not None}
+        best = max(own, key=own.get) if own else None
+        if best is not None:
+            others = ', '.join(f'{k} {v:.4g}' for k, v in scores.items() if v is not None)
+            print_log(f'Best network: {best} ({metric}: {others}).', 'current')
+        if is_main_process():
+            entry = dict(metric=metric, scores=scores, weights=found, best=best)
+            record(Path(runner.work_dir, SCORES), runner.iter, entry)
+
+    def _metric(self, metrics: dict) -> str:
+        wanted = self.metric or getattr(self.model.second, 'metric', None)
+        known = {name.partition('/')[2] for name in metrics}
+        if wanted is None:
+            return next((name for name in METRICS if name in known), min(known, default='none'))
+        if metrics and wanted not in known:
+            key = 'CollaborationHook.metric' if self.metric else 'second.metric'
+            raise ValueError(
+                f"`{key}` should be a metric of the validation. Found '{wanted}', there are "
+                f'{sorted(known)}.'
+            )
+        return wanted
+
+    def _weights(self, runner: Runner, scores: list[float | None]) -> Tensor | None:
+        second = self.model.second
+        if second.measures == 'metric':
+            if None in scores:
+                _warn(f'Not every network has a {second.metric} yet: the weights stay.')
+                return None
+            return second.weights(scores)
+        if second.measures == 'errors':
+            correlation = self._measure(runner)
+            if not torch.isfinite(correlation).all() or not correlation.diagonal().mean() > 0:
+                _warn('The errors on held-out images are not finite, or none: the weights stay.')
+                return None
+            weights, condition = second.weights(correlation.cpu())
+            if condition > ILL_CONDITIONED:
+                _warn(
+                    f'The networks err nearly alike (condition number {condition:.1e}): '
+                    f'second.ridge={second.ridge} decides.'
+                )
+            return weights
+        return None
+
+    def _measure(self, runner: Runner) -> Tensor:
+        """Sum of products of errors over the next round's batches of all ranks."""
+        sampler = self._loader.sampler
+        sampler.position = runner.iter * sampler.size  # the same after a resumption
+        with isolated_rng(runner.seed), eval_mode(self.model):
+            total = sum(self.model.error_correlation(batch) for batch in self._loader)
+        all_reduce(total)
+        return total
+
+    def _check_validation(self, runner: Runner) -> None:
+        kind = type(self.model.second).__name__
+        if runner.val_loop is None:
+            raise ValueError(
+                f'`second`={kind} takes its weights from the validation: it needs '
+                '`val_dataloader`, `val_evaluator` and `val_cfg`. Found none.'
+            )
+        evaluator = runner.val_loop.evaluator
+        if self.model.second.measures == 'metric' and not isinstance(evaluator, NetworksEvaluator):
+            raise ValueError(
+                f"`second`={kind} needs val_evaluator=dict(type='mmdistill_ext.NetworksEvaluator', "
+                f'metrics=...), which scores every network. Found {type(evaluator).__name__}.'
+            )
+
+    def _build_loader(self, runner: Runner):
+        key = 'val_dataloader' if self.dataloader is None else 'CollaborationHook.dataloader'
+        cfg = runner.cfg.get(key) if self.dataloader is None else self.dataloader
+        if isinstance(cfg, dict) and 'dataset' in cfg:
+            cfg = {**cfg, 'dataset': labels_first(cfg['dataset'])}
+            if self.dataloader is None and self.model.joint.average == 'positive':
+                cfg['batch_size'] = runner.cfg.train_dataloader.batch_size
+        loader = build_round_loader(cfg, self.batches, runner.seed, key)
+        with isolated_rng(), eval_mode(self.model):
+            self.model.error_correlation(loader.collate_fn([loader.dataset[0]]))
+        return loader
+
+
+def check_views(dataset, names: list[str]) -> None:
+    """Refuse a pipeline whose views are not those of the networks, in their order."""
+    for part in plain_datasets(dataset):
+        for transform in getattr(getattr(part, 'pipeline', None), 'transforms', ()):
+            if isinstance(transform, MakeViews) and transform.names != names:
+                raise ValueError(
+                    f'`MakeViews.views` should be those of `students`, in order: {names}. Found '
+                    f'{transform.names}.'
+                )
+
+
+def record(path: Path, iteration: int, entry: dict) -> None:
+    """Add a validation to the file, in place of earlier ones of this iteration or a later."""
+    known = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    known = {key: value for key, value in known.items() if int(key) < iteration}
+    text = json.dumps({**known, str(iteration): entry}, indent=2)
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding='utf-8'))
+
+
+def _stands_at_validation(runner: Runner) -> bool:
+    loop = runner.train_loop
+    done = runner.epoch if isinstance(loop, EpochBasedTrainLoop) else runner.iter
+    return done > 0 and done >= loop.val_begin and done % loop.val_interval == 0
+
+
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _warn(message: str) -> None:
+    print_log(message, logger='current', level=logging.WARNING)

@@ -1,0 +1,110 @@
+"""One optimizer for each of several networks (COL-5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from mmengine.model import is_model_wrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict, build_optim_wrapper
+from torch import Tensor, nn
+
+from mmdistill_ext.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+
+class JointOptimWrapper(OptimWrapperDict):
+    """Optimizer wrappers that are updated from one loss: one backward pass, a step of each."""
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Enter those of all wrappers."""
+        with ExitStack() as stack:
+            for wrapper in self.values():
+                stack.enter_context(wrapper.optim_context(model))
+            yield
+
+    def update_params(
+        self, loss: Tensor, step_kwargs: dict | None = None, zero_kwargs: dict | None = None
+    ) -> None:
+        """Go backward once, then let every wrapper step that is due (gradient accumulation)."""
+        first, *others = self.values()
+        first.backward(first.scale_loss(loss))
+        for wrapper in others:
+            wrapper._inner_count += 1  # what `backward` counts; they all accumulate alike
+        for wrapper in self.values():
+            if wrapper.should_update():
+                wrapper.step(**(step_kwargs or {}))
+                wrapper.zero_grad(**(zero_kwargs or {}))
+
+    def initialize_count_status(self, model: nn.Module, cur_iter: int, max_iters: int) -> None:
+        """Initialise those of all wrappers."""
+        for wrapper in self.values():
+            wrapper.initialize_count_status(model, cur_iter, max_iters)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class PerNetworkOptimWrapperConstructor:
+    """Builds an optimizer wrapper for each network of a ``CollaborativeDistiller``.
+
+    Args:
+        optim_wrapper_cfg: Name of each network -> its optimizer wrapper's config, as
+            ``optim_wrapper`` is for one model; with ``accumulative_counts``, AMP and a fixed
+            ``loss_scale`` alike in all.
+        paramwise_cfg: Not taken here; each network's config may have its own.
+
+    Raises:
+        ValueError: The names are not the networks', or the wrappers cannot share a backward pass.
+
+    Example:
+        >>> optim_wrapper = dict(  # in a config
+        ...     _delete_=True,
+        ...     constructor='mmdistill_ext.PerNetworkOptimWrapperConstructor',
+        ...     a=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01)),
+        ...     b=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-4)),
+        ... )
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        self.configs = dict(optim_wrapper_cfg)
+        if paramwise_cfg is not None:
+            raise ValueError(
+                "`optim_wrapper.paramwise_cfg` should be inside of each network's own config. "
+                f'Found {paramwise_cfg!r} beside them.'
+            )
+
+    def __call__(self, model: nn.Module) -> JointOptimWrapper:
+        """Build them."""
+        model = model.module if is_model_wrapper(model) else model
+        networks = dict(getattr(model, 'students', {}))
+        if set(self.configs) != set(networks):
+            raise ValueError(
+                '`optim_wrapper` should have a config for each of the networks '
+                f'{sorted(networks)}. Found {sorted(self.configs)}.'
+            )
+        wrappers = {
+            name: build_optim_wrapper(network, self.configs[name])
+            for name, network in networks.items()
+        }
+        _check_alike(wrappers)
+        return JointOptimWrapper(**wrappers)
+
+
+def _check_alike(wrappers: dict[str, OptimWrapper]) -> None:
+    for what, values in (
+        ('type', {name: type(wrapper).__name__ for name, wrapper in wrappers.items()}),
+        ('accumulative_counts', {name: w._accumulative_counts for name, w in wrappers.items()}),
+    ):
+        if len(set(values.values())) > 1:
+            raise ValueError(
+                f'`optim_wrapper.<network>.{what}` should be the same for all networks: they share '
+                f'one backward pass. Found {values}.'
+            )
+    scalers = [w for w in wrappers.values() if isinstance(w, AmpOptimWrapper)]
+    scales = {w._scale_update_param for w in scalers}
+    if scalers and (scales == {None} or len(scales) > 1):
+        raise ValueError(
+            '`optim_wrapper.<network>.loss_scale` should be one fixed number for all networks: '
+            'scales that move on their own would part. For dynamic scaling use one optimizer with '
+            "`paramwise_cfg=dict(custom_keys={'students.a': dict(lr_mult=...)})`. Found "
+            f'{[w.loss_scaler.state_dict() for w in scalers]}.'
+        )

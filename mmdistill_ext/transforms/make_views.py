@@ -1,0 +1,67 @@
+"""Views of one image for several networks (COL-6)."""
+
+from __future__ import annotations
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmengine.dataset import Compose
+
+from mmdistill_ext.registry import TRANSFORMS
+
+GEOMETRY = ('gt_seg_map', 'gt_bboxes', 'gt_masks', 'gt_ignore_flags', 'flip', 'img_shape')
+"""What has to be the same in every view; transforms put new objects there."""
+
+
+@TRANSFORMS.register_module()
+class MakeViews(BaseTransform):
+    """Makes a view of the image for each network: the same geometry, another appearance.
+
+    It stands at the end of the pipeline, before the image is packed. The views are stacked along
+    the channels, ``(H, W, 3 * N)``; the distiller hands each network its own.
+
+    Args:
+        views: Name of each network -> transforms of its view, in the order of the distiller's
+            ``students``. No transforms: the image as it is; with none at all it is repeated.
+
+    Raises:
+        ValueError: There are fewer than two views, or a transform changes more than the look.
+    """
+
+    def __init__(self, views: dict[str, list[dict]]) -> None:
+        if not isinstance(views, dict) or len(views) < 2:
+            raise ValueError(
+                '`MakeViews.views` should name the transforms of two networks or more, e.g. '
+                f"dict(a=[dict(type='PhotoMetricDistortion')], b=[]). Found {views!r}."
+            )
+        self.views = {name: Compose(transforms) for name, transforms in views.items()}
+
+    @property
+    def names(self) -> list[str]:
+        """The networks' names."""
+        return list(self.views)
+
+    def transform(self, results: dict) -> dict:
+        """Replace ``img`` ``(H, W, 3)`` by the views ``(H, W, 3 * N)``."""
+        images = []
+        for name, transforms in self.views.items():
+            found = transforms({**results, 'img': results['img'].copy()})
+            changed = [key for key in GEOMETRY if _differs(key, found, results)]
+            if changed or found['img'].shape != results['img'].shape:
+                raise ValueError(
+                    f'`MakeViews.views.{name}` should change the look of the image only: the '
+                    'networks are compared pixel by pixel. Put transforms of its geometry before '
+                    f'MakeViews. Found a change of {", ".join(changed) or "the shape of `img`"}.'
+                )
+            images.append(found['img'])
+        results['img'] = np.concatenate(images, axis=2)
+        return results
+
+    def __repr__(self) -> str:
+        """Name and views."""
+        return f'{type(self).__name__}(views={self.views})'
+
+
+def _differs(key: str, found: dict, results: dict) -> bool:
+    if key in ('flip', 'img_shape'):
+        return found.get(key) != results.get(key)
+    return found.get(key) is not results.get(key)
