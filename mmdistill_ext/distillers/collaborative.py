@@ -23,7 +23,7 @@ from mmdistill_ext.functional.checks import check_positive
 from mmdistill_ext.losses.averages import scale_of
 from mmdistill_ext.registry import MODELS, SECOND_PREDICTIONS
 from mmdistill_ext.taps import Taps
-from mmdistill_ext.units.joint import JointUnits
+from mmdistill_ext.units.joint import JointBoxes, JointUnits
 
 ENSEMBLE = 'ensemble'
 
@@ -47,6 +47,9 @@ class CollaborativeDistiller(BaseModel):
             ``ValidationWeighted`` or ``General``.
         kl: ``dict(weight=1.0, temperature=1.0, begin=0, warmup=0, stop=None)`` of the pull.
         second_weight: Of the second loss, >= 0.
+        box: Detectors: ``dict(weight=1.0, distance='iou'|'l1')`` to make a second prediction of the
+            boxes too (see :class:`~mmdistill_ext.losses.joint_box.JointBoxTerm`); logged as
+            ``ensemble/loss_box`` and ``<name>/loss_kl_box``.
         sequential_backward: Free each network's activations after its forward and form them again
             when its backward pass comes (a second forward), so that one network's are in memory at
             a time. Gradients are the same.
@@ -71,6 +74,7 @@ class CollaborativeDistiller(BaseModel):
         second: dict,
         kl: dict | None = None,
         second_weight: float = 1.0,
+        box: dict | None = None,
         sequential_backward: bool = False,
         data_preprocessor: dict | None = None,
     ) -> None:
@@ -102,8 +106,21 @@ class CollaborativeDistiller(BaseModel):
         except TypeError as error:
             raise ValueError(f'`kl`: {error}') from error
         self.second_weight = Schedule(second_weight, key='second').weight
+        self.box = self._build_box(box)
         self.sequential_backward = sequential_backward
         self.watched = False  # a hook takes the weights from the validation
+
+    def _build_box(self, box: dict | None) -> nn.Module | None:
+        if box is None:
+            return None
+        if self.joint.average != 'positive':
+            raise ValueError(f'`box` is for detectors, segmenters have none. Found {box!r}.')
+        from mmdistill_ext.losses.joint_box import JointBoxTerm
+
+        try:
+            return JointBoxTerm(**box)
+        except TypeError as error:
+            raise ValueError(f'`box`: {error}') from error
 
     @property
     def names(self) -> list[str]:
@@ -182,6 +199,18 @@ class CollaborativeDistiller(BaseModel):
         if weight:
             for name, value in zip(self.names, result.pull_sums, strict=True):
                 losses[f'{name}/loss_kl'] = weight * scale * value
+        if self.box is not None:
+            losses.update(self._boxes_together(units.boxes, weight, scale * self.box.weight))
+        return losses
+
+    def _boxes_together(self, boxes: JointBoxes, weight: float, scale: Tensor) -> dict[str, Tensor]:
+        second, pulls = self.box(boxes, self.weights if self.second.measures else None)
+        losses = {}
+        if self.second_weight:
+            losses[f'{ENSEMBLE}/loss_box'] = self.second_weight * scale * second
+        if weight:
+            for name, value in zip(self.names, pulls, strict=True):
+                losses[f'{name}/loss_kl_box'] = weight * scale * value
         return losses
 
     @torch.no_grad()
