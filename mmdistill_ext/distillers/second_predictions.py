@@ -108,10 +108,18 @@ class Linear(_PerUnitOrImage):
     Args:
         per: Weights for each ``'unit'``, or for each ``'image'`` by the mean over its valid units
             (of a large image 16,384 of them).
+        iterations: Newton steps, > 0. After 10 the loss is mostly within 1e-3 of its minimum for
+            logits of ordinary size; each costs as much as any other.
 
     Raises:
-        ValueError: ``per`` is neither.
+        ValueError: ``per`` is neither, or ``iterations`` is not above 0.
     """
+
+    iterations: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive('second.iterations', self.iterations)
 
     def combine(self, logits: Tensor, labels: Tensor, weights: Tensor | None, kind: Kind) -> Tensor:
         """The best mixture of each unit, or the image's."""
@@ -124,6 +132,7 @@ class Linear(_PerUnitOrImage):
             difference=difference,
             ignore_index=ignore_index,
             background=background,
+            iterations=self.iterations,
         )
 
     def weigh_image(self, logits: Tensor, labels: Tensor, kind: Kind) -> Tensor:
@@ -136,6 +145,7 @@ class Linear(_PerUnitOrImage):
             difference=difference,
             ignore_index=ignore_index,
             background=background,
+            iterations=self.iterations,
         )
         return found.weights.squeeze(1)
 

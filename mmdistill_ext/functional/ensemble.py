@@ -109,11 +109,12 @@ def linear(
     difference: str = 'ce',
     ignore_index: int = 255,
     background: bool = False,
+    iterations: int = 20,
 ) -> Tensor:
     """Weighted sum whose weights on the simplex minimise its own loss.
 
-    Arguments, shapes and errors as those of :func:`min_loss`; for the weights see
-    :func:`~mmdistill_ext.functional.simplex.simplex_weights`.
+    Arguments, shapes and errors as those of :func:`min_loss`; for the weights and ``iterations``
+    see :func:`~mmdistill_ext.functional.simplex.simplex_weights`.
     """
     found = simplex_weights(
         logits,
@@ -122,6 +123,7 @@ def linear(
         difference=difference,
         ignore_index=ignore_index,
         background=background,
+        iterations=iterations,
     )
     return mix(logits, found.weights)
 

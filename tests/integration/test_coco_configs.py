@@ -42,6 +42,11 @@ PLAIN = {
     'plain/gfl_r18_1x_coco.py': 'selective/sel_gfl_r101_gfl_r18_1x_coco.py',
     'plain/dino_r18_12e_coco.py': 'selective/sel_dino_r50_dino_r18_12e_coco.py',
 }
+TOGETHER = {
+    'collaborative/col_gfl-atss_r18_1x_coco.py': dict(
+        gfl='plain/gfl_r18_1x_coco.py', atss='plain/atss_r18_1x_coco.py'
+    )
+}
 
 
 @pytest.fixture(scope='module')
@@ -91,7 +96,9 @@ def batch(model: torch.nn.Module) -> tuple[torch.Tensor, list]:
 
 def test_every_config_is_tried():
     files = {path.relative_to(CONFIGS).as_posix(): path for path in CONFIGS.rglob('*.py')}
-    assert {n for n, p in files.items() if '_coco' in p.name + p.read_text()} == {*LOGGED, *PLAIN}
+    students = {name for names in TOGETHER.values() for name in names.values()}
+    tried = {*LOGGED, *PLAIN, *TOGETHER, *students}
+    assert {n for n, p in files.items() if '_coco' in p.name + p.read_text()} == tried
 
 
 @pytest.mark.parametrize('name', LOGGED)
@@ -116,6 +123,28 @@ def test_built_and_stepped(save_weights: Callable[..., str], name: str):
     assert {key for key in log if key.startswith(('bbox.', 'mask.'))} == LOGGED[name]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert all(parameter.grad is not None for parameter in trained)
+
+
+@pytest.mark.parametrize('name', TOGETHER)
+def test_networks_that_learn_together_are_built_and_stepped(name: str):
+    cfg = copy.deepcopy(load(name))
+    init_default_scope(cfg.default_scope)
+    for student, plain in TOGETHER[name].items():
+        cfg.model.students[student] = copy.deepcopy(load(plain).model)
+        cfg.model.students[student].backbone.init_cfg = None
+    model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
+    data = {key: values[:2] for key, values in tiny_det.raw().items()}
+    total, log = model.parse_losses(model(**model.data_preprocessor(data, True), mode='loss'))
+    total.backward()
+    assert torch.isfinite(total)
+    pulls = {f'{student}/loss_kl{box}' for student in TOGETHER[name] for box in ('', '_box')}
+    assert pulls | {'ensemble/loss', 'ensemble/loss_box'} < log.keys()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None for parameter in trained)
+    assert cfg.val_evaluator.metrics.ann_file == 'data/coco/annotations/instances_val2017.json'
+    first, *others = TOGETHER[name].items()
+    assert load(name).model.students[first[0]] == load(first[1]).model
+    assert all(load(name).model.students[key] == f'mmdistill_ext::{plain}' for key, plain in others)
 
 
 @pytest.mark.parametrize('name', LOGGED)
