@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 
 import torch
 from mmengine.dist import all_reduce
 from mmengine.logging import MessageHub
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, ModuleDict
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
-from mmdistill_ext.compat import has_framework
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
 from mmdistill_ext.distillers.network_inputs import NetworkInputs
+from mmdistill_ext.distillers.recompute import network_loss, recomputed_loss
 from mmdistill_ext.distillers.schedule import Schedule
 from mmdistill_ext.distillers.second_predictions import Kind
 from mmdistill_ext.functional import Networks, collaborate, networks_correlation
-from mmdistill_ext.functional.checks import check_positive
+from mmdistill_ext.functional.checks import check_factor, check_labels, check_positive
 from mmdistill_ext.losses.averages import scale_of
 from mmdistill_ext.registry import MODELS, SECOND_PREDICTIONS
 from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.joint import JointBoxes, JointUnits
+from mmdistill_ext.units.joint_networks import pair_networks
 
 ENSEMBLE = 'ensemble'
 
@@ -87,9 +85,9 @@ class CollaborativeDistiller(BaseModel):
         networks = {name: build_model(cfg, f'students.{name}') for name, cfg in configs.items()}
         preprocessors = {name: cfg.get('data_preprocessor') for name, cfg in configs.items()}
         super().__init__(NetworkInputs(networks, preprocessors))
-        self.students = nn.ModuleDict(networks)
+        self.students = ModuleDict(networks)  # mmengine's, which hands on `init_weights`
         self.register_buffer('weights', torch.full((len(networks),), 1 / len(networks)))
-        self.joint = _pair(networks)
+        self.joint = pair_networks(networks)
         kinds = ('bce', 'bce') if self.joint.sigmoid else ('ce', 'kl')
         self.difference, self.distance = kinds
         self.kind = Kind(self.difference, self.joint.ignore_index, self.joint.background)
@@ -98,6 +96,8 @@ class CollaborativeDistiller(BaseModel):
             self.second.check(self.joint.sigmoid)
         except (TypeError, KeyError) as error:
             raise ValueError(f'`second`: {error}') from error
+        if not isinstance(kl, dict | None):
+            raise ValueError(f'`kl` should be a dict such as dict(weight=1.0). Found {kl!r}.')
         kl = dict(kl or {})
         self.temperature = kl.pop('temperature', 1.0)
         check_positive('kl.temperature', self.temperature)
@@ -105,9 +105,11 @@ class CollaborativeDistiller(BaseModel):
             self.schedule = Schedule(**kl, key='kl')
         except TypeError as error:
             raise ValueError(f'`kl`: {error}') from error
-        self.second_weight = Schedule(second_weight, key='second').weight
+        check_factor('second_weight', second_weight)
+        self.second_weight = second_weight
         self.box = self._build_box(box)
         self.sequential_backward = sequential_backward
+        self._labels_checked = False
         self.watched = False  # a hook takes the weights from the validation
 
     def _build_box(self, box: dict | None) -> nn.Module | None:
@@ -154,17 +156,27 @@ class CollaborativeDistiller(BaseModel):
         }
 
     def loss(self, inputs: Mapping[str, Tensor], data_samples: Mapping[str, list]) -> dict:
-        """Losses of all networks and of what they do together."""
+        """Losses of all networks and of what they do together.
+
+        Raises:
+            ValueError: A label is outside of the classes (the first batch is looked at), or the
+                weights should come from the validation and no hook brings them.
+        """
         if self.second.measures and not self.watched:
             raise ValueError(
                 f'`second`={type(self.second).__name__} takes its weights from the validation: it '
                 "needs dict(type='mmdistill_ext.CollaborationHook') in `custom_hooks`. Found none."
             )
+        if not self._labels_checked:
+            for sample in data_samples[self.names[0]]:
+                labels = self.joint.labels_of(sample)
+                check_labels(labels, self.joint.num_classes, self.joint.ignore_index)
+            self._labels_checked = True
         losses, taps = {}, {}
         for name, network in self.students.items():
             arguments = (network, inputs[name], data_samples[name])
             with Taps(network, {path: path for path in self.joint.taps(name)}) as taps[name]:
-                run = self._recomputed if self.sequential_backward else _loss
+                run = recomputed_loss if self.sequential_backward else network_loss
                 own = run(*arguments)
             for key, value in own.items():
                 losses[f'{name}/{key.removeprefix(self.joint.prefix)}'] = value
@@ -227,7 +239,7 @@ class CollaborativeDistiller(BaseModel):
         taps = {}
         for name, network in self.students.items():
             with Taps(network, {path: path for path in self.joint.taps(name)}) as taps[name]:
-                _loss(network, data['inputs'][name], data['data_samples'][name])
+                network_loss(network, data['inputs'][name], data['data_samples'][name])
         units = self.joint(taps, data['data_samples'])
         return networks_correlation(self._networks(units), self.difference)[0]
 
@@ -248,39 +260,6 @@ class CollaborativeDistiller(BaseModel):
     def _weigh_image(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self.second.weigh_image(logits, labels, self.kind)
 
-    @staticmethod
-    def _recomputed(network: nn.Module, inputs: Tensor, data_samples: list) -> dict:
-        return checkpoint(
-            _loss,
-            network,
-            inputs,
-            data_samples,
-            use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _statistics_kept(network)),
-        )
-
-
-def _loss(network: nn.Module, inputs: Tensor, data_samples: list) -> dict:
-    return network(inputs, data_samples, mode='loss')
-
-
-@contextmanager
-def _statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Let BatchNorm count its batches in copies of its statistics, which are thrown away."""
-    counting = [
-        module
-        for module in network.modules()
-        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
-    ]
-    kept = [dict(module._buffers) for module in counting]
-    for module in counting:
-        module._buffers.update({name: value.clone() for name, value in module._buffers.items()})
-    try:
-        yield
-    finally:
-        for module, buffers in zip(counting, kept, strict=True):
-            module._buffers.update(buffers)
-
 
 def _check_names(students: dict) -> None:
     if not isinstance(students, dict) or len(students) < 2:
@@ -288,39 +267,10 @@ def _check_names(students: dict) -> None:
             '`students` should be a dict of two networks or more, such as dict(a=..., b=...): one '
             f'alone has nobody to learn from. Found {students if students else "none"!r}.'
         )
-    taken = (ENSEMBLE, *dir(nn.ModuleDict))
+    taken = (ENSEMBLE, *dir(ModuleDict()))
     for name in students:
         if not isinstance(name, str) or not name.isidentifier() or 'loss' in name or name in taken:
             raise ValueError(
                 '`students` should have names that are identifiers, without "loss" in them, and '
                 f'not those of the ensemble or of PyTorch. Found {name!r}.'
             )
-
-
-def _pair(networks: Mapping[str, nn.Module]):
-    """What pairs the heads of such networks.
-
-    Raises:
-        ValueError: They are not all segmenters, nor all single-stage detectors.
-    """
-    if has_framework('mmseg'):
-        from mmseg.models.segmentors import EncoderDecoder
-
-        if all(isinstance(network, EncoderDecoder) for network in networks.values()):
-            from mmdistill_ext.units.joint_segmentation import JointSegmentation
-
-            return JointSegmentation(networks)
-    if has_framework('mmdet'):
-        from mmdet.models.detectors import SingleStageDetector
-
-        if all(isinstance(network, SingleStageDetector) for network in networks.values()):
-            from mmdistill_ext.units.joint_detection import JointDetection
-
-            return JointDetection(networks)
-    found = {name: type(network).__name__ for name, network in networks.items()}
-    raise ValueError(
-        '`students` should all be segmentors of mmsegmentation (EncoderDecoder), or all '
-        'single-stage detectors of mmdetection: pixels pair with pixels, anchors and points with '
-        f'anchors and points; RoIs and queries, which every network picks itself, do not. Found '
-        f'{found}.'
-    )

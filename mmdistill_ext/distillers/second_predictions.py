@@ -108,18 +108,21 @@ class Linear(_PerUnitOrImage):
     Args:
         per: Weights for each ``'unit'``, or for each ``'image'`` by the mean over its valid units
             (of a large image 16,384 of them).
-        iterations: Newton steps, > 0. After 10 the loss is mostly within 1e-3 of its minimum for
+        iterations: Newton steps, >= 1. After 10 the loss is mostly within 1e-3 of its minimum for
             logits of ordinary size; each costs as much as any other.
 
     Raises:
-        ValueError: ``per`` is neither, or ``iterations`` is not above 0.
+        ValueError: ``per`` is neither, or ``iterations`` is no integer >= 1.
     """
 
     iterations: int = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive('second.iterations', self.iterations)
+        if type(self.iterations) is not int or self.iterations < 1:
+            raise ValueError(
+                f'`second.iterations` should be an integer >= 1. Found {self.iterations!r}.'
+            )
 
     def combine(self, logits: Tensor, labels: Tensor, weights: Tensor | None, kind: Kind) -> Tensor:
         """The best mixture of each unit, or the image's."""

@@ -43,6 +43,8 @@ IMAGE_UNITS = 2**14
 """Weights of whole images are found on at most so many of an image's units."""
 CHUNK = 2**8
 """Units that are next to each other among these."""
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""A chunk begins so much of a period later than the one before: not in the same columns."""
 
 Combine = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Logits ``(N, 1, C, n)``, labels ``(1, n)``, weights ``(N, 1, n)`` or None -> ``(1, C, n)``."""
@@ -151,7 +153,8 @@ class Networks:
             segments = [
                 (row, at, min(at + chunk, stop))
                 for row, start, stop in segments
-                for at in range(start, stop, chunk * every)
+                for turn, first in enumerate(range(start, stop, chunk * every))
+                if (at := first + int(turn * GOLDEN % 1 * every) * chunk) < stop
             ]
         parts = [self.read(segment) for segment in segments]
         return torch.cat([x for x, _ in parts], 3), torch.cat([y for _, y in parts], 1)
@@ -243,7 +246,7 @@ class _Pass:
         for place in networks.places():
             self._block(place, weights)
         self.counts = self.counts[1:]
-        self.sums = list(self.totals.unbind())
+        self.sums = [total.clone() for total in self.totals]  # views cannot be changed in place
         self.gradients = [self._of_leaves(self.seconds)]
         for own in range(len(networks)):
             one = (

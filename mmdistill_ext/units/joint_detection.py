@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmdistill_ext.taps import Call, Taps
 from mmdistill_ext.units.dense_detection import DenseDetectionUnits
+from mmdistill_ext.units.dense_families import FAMILIES, find_family
 from mmdistill_ext.units.dense_pairing import DensePairing
 from mmdistill_ext.units.detection import IGNORED
 from mmdistill_ext.units.joint import JointBoxes, JointUnits, shallow_copy, with_networks
@@ -39,10 +40,9 @@ class JointDetection:
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         (self.first, lead), *others = networks.items()
-        self.pairs = {
-            name: DenseDetectionUnits(lead, network, HEAD, HEAD, f'students.{name}')
-            for name, network in others
-        }
+        for name, network in networks.items():
+            _check_head(network, name)
+        self.pairs = {name: self._pair(lead, name, network) for name, network in others}
         pairs = list(self.pairs.values())
         common = set.intersection(*(set(pair.student_levels) for pair in pairs))
         if not common:
@@ -60,6 +60,20 @@ class JointDetection:
         self.background = self.sigmoid  # a softmax has a channel for it
         self._loss_tap = pairs[0].student_tap
         self._targets_tap = pairs[0].targets_tap
+
+    def _pair(self, lead: nn.Module, name: str, network: nn.Module) -> DenseDetectionUnits:
+        try:
+            return DenseDetectionUnits(lead, network, HEAD, HEAD, f'students.{name}')
+        except ValueError as error:
+            raise ValueError(
+                f'`students`: {self.first!r}, here the student, and {name!r}, here the teacher, '
+                f'cannot be paired. {error}'
+            ) from error
+
+    @staticmethod
+    def labels_of(sample: DetDataSample) -> Tensor:
+        """All labels of an image."""
+        return sample.gt_instances.labels
 
     def taps(self, name: str) -> tuple[str, ...]:
         """Paths to tap in a network."""
@@ -110,19 +124,31 @@ class JointDetection:
         return with_networks(together, predicted)
 
 
+def _check_head(network: nn.Module, name: str) -> None:
+    if find_family(network.bbox_head) is None:
+        known = ', '.join(kin.kind.__name__ for kin in FAMILIES)
+        raise ValueError(
+            f'`students.{name}` should have a head that is one of {known}, or a subclass with '
+            f'their target assignment and loss. Found {type(network.bbox_head).__name__}.'
+        )
+
+
 def fuse(predictions: list[InstanceData], weights: list[float]) -> InstanceData:
     """Boxes of several detectors for one image, fused by weight (https://arxiv.org/abs/1910.13302).
 
     Args:
         predictions: Each network's, with ``bboxes``, ``scores`` and ``labels``.
-        weights: Of the networks, >= 0.
+        weights: Of the networks, >= 0; boxes of a network of weight 0 do not count.
     """
     like = predictions[0]
-    if not any(len(found) for found in predictions):
-        return like
+    heard = [pair for pair in zip(predictions, weights, strict=True) if pair[1] > 0]
+    if not any(len(found) for found, _ in heard):
+        return InstanceData(
+            bboxes=like.bboxes[:0].view(-1, 4), scores=like.scores[:0], labels=like.labels[:0]
+        )
     boxes, scores, labels = weighted_boxes_fusion(
-        *([found[key].cpu() for found in predictions] for key in ('bboxes', 'scores', 'labels')),
-        weights=weights,
+        *([found[key].cpu() for found, _ in heard] for key in ('bboxes', 'scores', 'labels')),
+        weights=[weight for _, weight in heard],
     )
     return InstanceData(
         bboxes=boxes.to(like.bboxes).view(-1, 4),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from mmdistill_ext.functional.checks import check_labels
 from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.joint import JointUnits, shallow_copy, with_networks
 from mmdistill_ext.units.segmentation import find_head, is_sigmoid, seg_logits
@@ -53,7 +53,11 @@ class JointSegmentation:
         self.num_classes: int = lead.num_classes
         self.ignore_index: int = lead.ignore_index
         self.sigmoid = is_sigmoid(lead)
-        self._checked = False
+
+    @staticmethod
+    def labels_of(sample: SegDataSample) -> Tensor:
+        """All labels of an image."""
+        return sample.gt_sem_seg.data
 
     def taps(self, name: str) -> tuple[str, ...]:
         """Paths to tap in a network."""
@@ -65,11 +69,13 @@ class JointSegmentation:
         """Build the units of one step from the tapped calls.
 
         Raises:
-            ValueError: The networks' labels have different sizes, or a label is outside of the
-                classes (the first batch is looked at).
+            ValueError: The networks' labels have different sizes.
         """
         (path,) = self.taps('')
-        labels = {name: _labels(samples) for name, samples in data_samples.items()}
+        labels = {
+            name: torch.stack([_padded_label(sample, self.ignore_index) for sample in samples])
+            for name, samples in data_samples.items()
+        }
         (first, target), *others = labels.items()
         for name, other in others:
             if other.shape != target.shape:
@@ -78,9 +84,6 @@ class JointSegmentation:
                     f'pad alike. Found labels {tuple(target.shape)} for {first!r}, '
                     f'{tuple(other.shape)} for {name!r}.'
                 )
-        if not self._checked:
-            check_labels(target, self.num_classes, self.ignore_index)
-            self._checked = True
         return JointUnits(
             logits=tuple(seg_logits(found[path].args[0], path) for found in taps.values()),
             labels=target,
@@ -95,16 +98,31 @@ class JointSegmentation:
         weights: Tensor,
     ) -> list[SegDataSample]:
         """The ensemble's predictions, by the weighted mean of the logits; in them the networks'."""
+        first = next(iter(networks))
+        frame = _padding(data_samples[first])
         mixture, predicted = 0, {}
         for (name, network), weight in zip(networks.items(), weights, strict=True):
             samples = [shallow_copy(sample) for sample in data_samples[name]]
             logits = network.inference(inputs[name], [sample.metainfo for sample in samples])
-            mixture = mixture + weight * logits
             predicted[name] = network.postprocess_result(logits, samples)
-        first = next(iter(networks))
+            own = _padding(samples)
+            if own != frame:  # one of another size divisor, say
+                logits = F.pad(logits, [a - b for a, b in zip(frame, own, strict=True)])
+            mixture = mixture + weight * logits
         together = networks[first].postprocess_result(mixture, data_samples[first])
         return with_networks(together, predicted)
 
 
-def _labels(samples: list[SegDataSample]) -> Tensor:
-    return torch.stack([sample.gt_sem_seg.data.squeeze(0) for sample in samples])
+def _padded_label(sample: SegDataSample, void: int) -> Tensor:
+    """Labels ``(H, W)`` of an image, padded as it is: in eval mode mmseg pads the image alone."""
+    label, meta = sample.gt_sem_seg.data.squeeze(0), sample.metainfo
+    if 'img_padding_size' not in meta:
+        return label
+    padded = F.pad(label, tuple(meta['img_padding_size']), value=void)
+    return padded if padded.shape == tuple(meta['pad_shape']) else label
+
+
+def _padding(samples: list[SegDataSample]) -> list[int]:
+    """Left, right, top, bottom of a batch's images, which are of one size when predicted on."""
+    meta = samples[0].metainfo
+    return list(meta.get('img_padding_size', meta.get('padding_size', (0, 0, 0, 0))))

@@ -457,6 +457,71 @@ def test_error_correlation_does_not_see_ignored_units():
     assert number == 0
 
 
+@pytest.mark.parametrize('head', HEADS[1:])
+def test_error_correlation_of_sigmoids_equals_a_loop(head):
+    _, background, channels = head
+    logits, target = make(3, head)
+    sums, number = error_correlation(logits, target, **options(head))
+    expected, valid = torch.zeros(3, 3, dtype=torch.float64), 0
+    for b in range(2):
+        for u in range(7):
+            y = int(target[b, u])
+            if y == 255:
+                continue
+            valid += 1
+            truth = torch.zeros(channels, dtype=torch.float64)
+            if channels == 1 and not background:
+                truth[0] = y
+            elif y < channels:  # the background of a detector has no channel
+                truth[y] = 1
+            error = [1 / (1 + (-x[b, :, u]).exp()) - truth for x in logits]
+            for i in range(3):
+                for j in range(3):
+                    expected[i, j] += (error[i] * error[j]).sum()
+    torch.testing.assert_close(sums, expected)
+    assert number.item() == valid > 0
+
+
+@pytest.mark.parametrize('head', HEADS)
+def test_errors_of_a_head_are_the_slope_of_its_loss(head):
+    """Which ties the correlation to the loss that it is to lower."""
+    logits, target = make(2, head)
+    logits.requires_grad_()
+    loss = sum(unit_difference(x, target, head[0], 255, head[1]).sum() for x in logits)
+    errors = torch.autograd.grad(loss, logits)[0].flatten(1)
+    sums, _ = error_correlation(logits, target, **options(head))
+    torch.testing.assert_close(sums, errors @ errors.T)
+
+
+@pytest.mark.parametrize('head', HEADS[1:])
+def test_error_correlation_of_sigmoids_does_not_see_ignored_units(head):
+    logits, target = make(3, head)
+    target[target == 255] = -1
+    arguments = dict(options(head), ignore_index=-1)
+    spoilt = logits.masked_fill((target == -1).unsqueeze(1), NAN)
+    expected = error_correlation(logits, target, **arguments)
+    torch.testing.assert_close(error_correlation(spoilt, target, **arguments), expected)
+    assert expected[1] == (target != -1).sum()
+    target[:] = -1
+    sums, number = error_correlation(spoilt, target, **arguments)
+    assert (sums == 0).all()
+    assert number == 0
+
+
+@pytest.mark.parametrize(
+    ('channels', 'arguments', 'message'),
+    [
+        (5, dict(difference='l2'), '`difference` should be one of ce, bce'),
+        (5, dict(background=True), "`background=True` needs difference='bce'"),
+        (1, dict(), 'on logits with one channel'),
+    ],
+)
+def test_errors_of_heads_that_do_not_exist(channels, arguments, message):
+    logits, target = make(2, ('ce', False, channels))
+    with pytest.raises(ValueError, match=message):
+        error_correlation(logits, target, **arguments)
+
+
 def random_correlation(count, seed=0, rows=50):
     generator = torch.Generator().manual_seed(seed)
     errors = torch.randn(count, rows, generator=generator, dtype=torch.float64)

@@ -1,0 +1,45 @@
+"""The losses of a network, with its activations kept or formed again for the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def network_loss(network: nn.Module, inputs: Tensor, data_samples: list) -> dict:
+    """A network's own losses."""
+    return network(inputs, data_samples, mode='loss')
+
+
+def recomputed_loss(network: nn.Module, inputs: Tensor, data_samples: list) -> dict:
+    """The same, its activations freed; the backward pass runs the network once more."""
+    return checkpoint(
+        network_loss,
+        network,
+        inputs,
+        data_samples,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), _statistics_kept(network)),
+    )
+
+
+@contextmanager
+def _statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Let BatchNorm count its batches in copies of its statistics, which are thrown away."""
+    counting = [
+        module
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
+    ]
+    kept = [dict(module._buffers) for module in counting]
+    for module in counting:
+        module._buffers.update({name: value.clone() for name, value in module._buffers.items()})
+    try:
+        yield
+    finally:
+        for module, buffers in zip(counting, kept, strict=True):
+            module._buffers.update(buffers)
