@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -13,6 +14,8 @@ from mmengine.structures import BaseDataElement
 from mmdistill_ext.registry import EVALUATOR
 
 ENSEMBLE = 'ensemble'
+PATHS = ('output_dir', 'outfile_prefix', 'out_file_path')
+"""Where metrics write predictions to, some to read them again when they evaluate."""
 
 
 @EVALUATOR.register_module()
@@ -20,7 +23,7 @@ class NetworksEvaluator(Evaluator):
     """The metrics of an ordinary evaluator, for each network and for the ensemble.
 
     ``mIoU`` becomes ``a/mIoU``, ``b/mIoU`` and ``ensemble/mIoU``, which ``save_best`` of a
-    ``CheckpointHook`` can name.
+    ``CheckpointHook`` can name. What metrics write goes to a folder for each network.
 
     Args:
         metrics: What ``val_evaluator`` was: a metric's config, or several.
@@ -35,7 +38,7 @@ class NetworksEvaluator(Evaluator):
 
     def __init__(self, metrics: dict | Sequence) -> None:
         self._cfg = deepcopy(metrics)
-        super().__init__(metrics)  # those of the ensemble
+        super().__init__(_of_network(metrics, ENSEMBLE))
         self.networks: dict[str, Evaluator] = {}
 
     def process(
@@ -54,7 +57,7 @@ class NetworksEvaluator(Evaluator):
             )
         for name in names:
             if name not in self.networks:
-                self.networks[name] = Evaluator(deepcopy(self._cfg))
+                self.networks[name] = Evaluator(_of_network(self._cfg, name))
                 self.networks[name].dataset_meta = self.dataset_meta
             own = [sample.networks[name] for sample in data_samples]
             self.networks[name].process(own, data_batch)
@@ -76,6 +79,19 @@ class NetworksEvaluator(Evaluator):
         print_log('Ensemble:', logger='current')
         found.update(_named(ENSEMBLE, super().evaluate(size)))
         return found
+
+
+def _of_network(metrics: Any, name: str) -> Any:
+    """Copy metrics' configs so that files of several networks do not mix."""
+    if isinstance(metrics, (list, tuple)):
+        return [_of_network(metric, name) for metric in metrics]
+    metrics = deepcopy(metrics)
+    for key in PATHS:
+        if isinstance(metrics, dict) and metrics.get(key):
+            folder, file = os.path.split(metrics[key].rstrip('/'))
+            parts = (file, name) if key == 'output_dir' else (name, file)
+            metrics[key] = os.path.join(folder, *parts)
+    return metrics
 
 
 def _named(name: str, metrics: dict) -> dict:

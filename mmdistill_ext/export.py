@@ -17,6 +17,7 @@ from torch import nn
 
 from mmdistill_ext.checkpoint import load_exactly, load_weights, write_atomic
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
+from mmdistill_ext.evaluation import ENSEMBLE
 from mmdistill_ext.registry import (
     EVALUATOR,
     HOOKS,
@@ -82,8 +83,8 @@ def plain_config(cfg: Config, network: str | None = None) -> Config:
         custom_imports=_imports_without_us(plain.pop('custom_imports', None) or {}),
     )
     plain.update({key: value for key, value in kept.items() if value}, model=student)
-    if network is not None:
-        leave_company(plain, network)
+    if is_collaboration(cfg):
+        plain = leave_company(plain, network, list(cfg.model.students))
     return Config(plain, filename=cfg.filename)
 
 
@@ -167,6 +168,11 @@ def load_student(
     if network is not None:
         prefix = f'students.{network}.'
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if not state:
+            raise ValueError(
+                f"`network` should be one of those in `checkpoint`. Found '{network}', and no "
+                f"'{prefix}...' in '{checkpoint}'."
+            )
     load_exactly(model, state, f"`checkpoint` '{checkpoint}'")
     return model.eval(), loaded['meta']
 
@@ -195,33 +201,55 @@ def best_network(checkpoint: str) -> str:
     return scores[str(max(known))]['best']
 
 
-def leave_company(plain: dict, network: str) -> None:
-    """Take out of a config what is there for several networks."""
+def leave_company(plain: dict, network: str, names: list[str]) -> dict:
+    """Copy a config without what is there for several networks, ``names``."""
+    plain = _alone(plain, (*names, ENSEMBLE))
     for key in ('val_evaluator', 'test_evaluator'):
         if _is_ours(plain.get(key)):
             plain[key] = plain[key]['metrics']
     optim_wrapper = plain.get('optim_wrapper') or {}
     if _is_named(optim_wrapper.get('constructor'), OPTIM_WRAPPER_CONSTRUCTORS):
         plain['optim_wrapper'] = optim_wrapper[network]
-    checkpoint = (plain.get('default_hooks') or {}).get('checkpoint') or {}
-    best = checkpoint.get('save_best')
-    if best:
-        names = [name.partition('/')[2] for name in ([best] if isinstance(best, str) else best)]
-        checkpoint['save_best'] = names[0] if len(names) == 1 else sorted(set(names))
-    plain.update(_without_views(plain))
+    schedulers = plain.get('param_scheduler')
+    if isinstance(schedulers, dict) and 'type' not in schedulers:
+        plain['param_scheduler'] = schedulers[network]
+    paramwise = optim_wrapper.get('paramwise_cfg') or {}
+    if paramwise.get('custom_keys'):
+        paramwise['custom_keys'] = {
+            f'{key}.'.removeprefix(f'students.{network}.').removesuffix('.'): value
+            for key, value in paramwise['custom_keys'].items()
+            if not key.startswith('students.') or f'{key}.'.startswith(f'students.{network}.')
+        }
+    return plain
 
 
-def _without_views(node: Any) -> Any:
-    """A config without the transform that makes several views of an image."""
+def _alone(node: Any, names: tuple[str, ...]) -> Any:
+    """Copy a config without the views of several networks, their metrics by their plain names."""
     if isinstance(node, dict):
-        return {key: _without_views(value) for key, value in node.items()}
+        node = {key: _alone(value, names) for key, value in node.items()}
+        if isinstance(node.get('monitor'), str):
+            node['monitor'] = _plain_metric(node['monitor'], names)
+        if isinstance(node.get('save_best'), str):
+            node['save_best'] = _plain_metric(node['save_best'], names)
+        elif isinstance(node.get('save_best'), list):
+            best, rule = [_plain_metric(x, names) for x in node['save_best']], node.get('rule')
+            node['save_best'] = list(dict.fromkeys(best))
+            if isinstance(rule, list) and len(rule) == len(best):
+                node['rule'] = list(dict(zip(best, rule, strict=True)).values())
+        return node
     if isinstance(node, (list, tuple)):
         return type(node)(
-            _without_views(item)
+            _alone(item, names)
             for item in node
             if not (isinstance(item, dict) and _is_named(item.get('type'), TRANSFORMS))
         )
     return node
+
+
+def _plain_metric(metric: str, names: tuple[str, ...]) -> str:
+    """``'mIoU'`` of ``'a/mIoU'``."""
+    network, _, rest = metric.partition('/')
+    return rest if network in names else metric
 
 
 def _is_named(kind: Any, registry: Registry) -> bool:

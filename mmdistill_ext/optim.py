@@ -31,6 +31,8 @@ class JointOptimWrapper(OptimWrapperDict):
         first.backward(first.scale_loss(loss))
         for wrapper in others:
             wrapper._inner_count += 1  # what `backward` counts; they all accumulate alike
+            if isinstance(wrapper, AmpOptimWrapper):
+                wrapper.loss_scaler.scale(loss.detach())  # the same number, made at the first call
         for wrapper in self.values():
             if wrapper.should_update():
                 wrapper.step(**(step_kwargs or {}))
@@ -48,8 +50,8 @@ class PerNetworkOptimWrapperConstructor:
 
     Args:
         optim_wrapper_cfg: Name of each network -> its optimizer wrapper's config, as
-            ``optim_wrapper`` is for one model; with ``accumulative_counts``, AMP and a fixed
-            ``loss_scale`` alike in all.
+            ``optim_wrapper`` is for one model; with ``accumulative_counts``, AMP, its ``dtype``
+            and a fixed ``loss_scale`` alike in all.
         paramwise_cfg: Not taken here; each network's config may have its own.
 
     Raises:
@@ -77,9 +79,11 @@ class PerNetworkOptimWrapperConstructor:
         model = model.module if is_model_wrapper(model) else model
         networks = dict(getattr(model, 'students', {}))
         if set(self.configs) != set(networks):
+            hint = " (`--amp` is for one optimizer: here each network's config has its own `type`)"
             raise ValueError(
                 '`optim_wrapper` should have a config for each of the networks '
-                f'{sorted(networks)}. Found {sorted(self.configs)}.'
+                f'{sorted(networks)}. Found {sorted(self.configs)}'
+                f'{hint if self.configs.get("type") == "AmpOptimWrapper" else ""}.'
             )
         wrappers = {
             name: build_optim_wrapper(network, self.configs[name])
@@ -93,6 +97,7 @@ def _check_alike(wrappers: dict[str, OptimWrapper]) -> None:
     for what, values in (
         ('type', {name: type(wrapper).__name__ for name, wrapper in wrappers.items()}),
         ('accumulative_counts', {name: w._accumulative_counts for name, w in wrappers.items()}),
+        ('dtype', {name: getattr(w, 'cast_dtype', None) for name, w in wrappers.items()}),
     ):
         if len(set(values.values())) > 1:
             raise ValueError(

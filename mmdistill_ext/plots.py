@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,7 +28,6 @@ def plot_fit(history: Sequence[dict[str, float]], path: str | os.PathLike) -> np
         The picture, RGB ``(H, W, 3)`` uint8.
     """
     figure = Figure(figsize=(7, 6), dpi=100, layout='constrained')
-    canvas = FigureCanvasAgg(figure)
     losses, error, weight = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
     draw_losses(losses, history)
     _line(error, history, 'error', COLORS['error'], 'x = train - validation')
@@ -36,11 +35,43 @@ def plot_fit(history: Sequence[dict[str, float]], path: str | os.PathLike) -> np
     _line(weight, history, 'weight', COLORS['weight'], 'F(x), weight of hard samples')
     _line(weight, history, 'simple_share', COLORS['share'], 'share of simple samples')
     weight.set(xlabel='iteration', ylim=(0, None))
-    for axes in (losses, error, weight):
+    return _finish(figure, (losses, error, weight), path)
+
+
+def plot_networks(history: Mapping[int, Mapping], path: str | os.PathLike) -> np.ndarray:
+    """Draw every network's metric, the ensemble's, and the networks' weights (COL-7).
+
+    Args:
+        history: Iteration -> ``metric``, ``scores`` (name -> value or None) and ``weights``.
+        path: PNG file to write; the whole file or none.
+
+    Returns:
+        The picture, RGB ``(H, W, 3)`` uint8.
+    """
+    figure = Figure(figsize=(7, 5), dpi=100, layout='constrained')
+    scores, weights = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    last = history[max(history)]
+    for place, name in enumerate(last['scores']):
+        own = name in last['weights']
+        look = dict(color=f'C{place}') if own else dict(color='#444444', ls='--')
+        for axes, key in ((scores, 'scores'), (weights, 'weights')):
+            known = {at: history[at][key].get(name) for at in sorted(history)}
+            known = {at: value for at, value in known.items() if value is not None}
+            if known:
+                axes.plot(list(known), list(known.values()), label=name, marker='o', ms=3, **look)
+    scores.set(ylabel=last['metric'])
+    weights.set(ylabel='weight', xlabel='iteration')
+    return _finish(figure, (scores, weights), path)
+
+
+def _finish(figure: Figure, panels: Sequence[Axes], path: str | os.PathLike) -> np.ndarray:
+    """Add what all pictures have, write and return one."""
+    for axes in panels:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc='best', fontsize=8, frameon=False)
         axes.grid(color='#eeeeee')
         axes.spines[['top', 'right']].set_visible(False)
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     write_atomic(path, lambda file: figure.savefig(file, format='png'))
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

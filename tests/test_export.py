@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import build_optim_wrapper
 
 from mmdistill_ext.distillers.build import build_model
 from mmdistill_ext.export import export_student, load_student, plain_config
@@ -172,3 +173,168 @@ def test_mmseg_alone_predicts_the_same(cfg: Config, checkpoint: str, tmp_path: P
     labels = logits.argmax(0).tolist()
     assert found['inferencer'] == found['alone'] == labels
     assert tuple(found['classes']) == tiny_seg.CLASSES
+
+
+@pytest.fixture
+def together(tmp_path: Path) -> Config:
+    """Networks that learn together, with everything in the config that names one of them."""
+    cfg = tiny_seg.config(tmp_path / 'data', tmp_path / 'work')
+    students = dict(a=tiny_seg.model(4), ab=tiny_seg.model(8))
+    second = dict(type='MinLoss')
+    cfg.model = dict(type='mmdistill_ext.CollaborativeDistiller', students=students, second=second)
+    evaluator = dict(type='mmdistill_ext.NetworksEvaluator', metrics=cfg.val_evaluator)
+    cfg.val_evaluator = cfg.test_evaluator = evaluator
+    views = dict(type='mmdistill_ext.MakeViews', views=dict(a=[], ab=[]))
+    cfg.train_dataloader.dataset.pipeline.insert(2, views)
+    inner = cfg.train_dataloader.dataset
+    cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=inner)
+    cfg.custom_hooks = [
+        dict(type='mmdistill_ext.CollaborationHook'),
+        dict(type='EarlyStoppingHook', monitor='ab/mIoU'),
+    ]
+    cfg.custom_imports = dict(imports=['mmdistill_ext'], allow_failed_imports=False)
+    return cfg
+
+
+def test_plain_config_of_one_of_several_networks(together: Config, tmp_path: Path):
+    assert plain_config(together) is together
+    plain = plain_config(together, 'ab').to_dict()
+    expected = tiny_seg.config(tmp_path / 'data', tmp_path / 'work').to_dict()
+    inner = expected['train_dataloader']['dataset']
+    expected['train_dataloader']['dataset'] = dict(type='RepeatDataset', times=2, dataset=inner)
+    assert plain == {**expected, 'custom_hooks': [dict(type='EarlyStoppingHook', monitor='mIoU')]}
+    assert together.custom_hooks[1].monitor == 'ab/mIoU'
+    with pytest.raises(ValueError, match=r"`network` should be one of a, ab\. Found 'b'"):
+        plain_config(together, 'b')
+
+
+@pytest.mark.parametrize(
+    ('hook', 'expected'),
+    [
+        (dict(save_best='ab/mIoU'), dict(save_best='mIoU')),
+        (dict(save_best='ensemble/coco/bbox_mAP'), dict(save_best='coco/bbox_mAP')),
+        (dict(save_best='auto'), dict(save_best='auto')),
+        (dict(save_best='coco/bbox_mAP'), dict(save_best='coco/bbox_mAP')),
+        (dict(save_best=['a/mIoU', 'ab/mIoU']), dict(save_best=['mIoU'])),
+        (
+            dict(save_best=['ab/x', 'a/y', 'ensemble/x'], rule=['less', 'greater', 'less']),
+            dict(save_best=['x', 'y'], rule=['less', 'greater']),
+        ),
+        (
+            dict(save_best=['a/mIoU', 'ab/mAcc'], rule='greater'),
+            dict(save_best=['mIoU', 'mAcc'], rule='greater'),
+        ),
+    ],
+)
+def test_plain_config_names_the_best_by_the_plain_metric(together: Config, hook, expected):
+    together.default_hooks.checkpoint = dict(type='CheckpointHook', **hook)
+    plain = plain_config(together, 'a').default_hooks.checkpoint.to_dict()
+    assert plain == dict(type='CheckpointHook', **expected)
+
+
+def test_plain_config_has_the_networks_own_optimizer_and_schedule(together: Config):
+    wrappers = {n: dict(optimizer=dict(type='SGD', lr=lr)) for n, lr in (('a', 0.1), ('ab', 0.2))}
+    constructor = dict(constructor='mmdistill_ext.PerNetworkOptimWrapperConstructor')
+    together.optim_wrapper = dict(**constructor, **wrappers)
+    plateau = dict(type='ReduceOnPlateauLR', monitor='ab/mIoU')
+    together.param_scheduler = dict(a=[dict(type='PolyLR')], ab=[plateau])
+    plain = plain_config(together, 'ab')
+    assert plain.optim_wrapper.to_dict() == wrappers['ab']
+    assert plain.param_scheduler[0].to_dict() == {**plateau, 'monitor': 'mIoU'}
+    together.param_scheduler = [dict(type='PolyLR')]
+    assert plain_config(together, 'a').param_scheduler[0].type == 'PolyLR'
+
+
+def test_plain_config_has_the_networks_share_of_one_optimizer(together: Config):
+    keys = {
+        'students.a': dict(lr_mult=2.0),
+        'students.ab.backbone': dict(lr_mult=0.1),
+        'students.ab.decode_head.': dict(lr_mult=10.0),
+        'norm': dict(decay_mult=0.0),
+    }
+    together.optim_wrapper.paramwise_cfg = dict(custom_keys=keys)
+    together.optim_wrapper.optimizer.weight_decay = 0.01
+    found = [plain_config(together, n).optim_wrapper.paramwise_cfg.custom_keys for n in ('a', 'ab')]
+    assert found[0].to_dict() == {'': dict(lr_mult=2.0), 'norm': dict(decay_mult=0.0)}
+    assert found[1].to_dict() == {
+        'backbone': dict(lr_mult=0.1),
+        'decode_head.': dict(lr_mult=10.0),
+        'norm': dict(decay_mult=0.0),
+    }
+    assert together.optim_wrapper.paramwise_cfg.custom_keys.to_dict() == keys
+    plain = plain_config(together, 'a')
+    model = build_model({'_scope_': 'mmseg', **plain.model})
+    assert set(build_optim_wrapper(model, plain.optim_wrapper).get_lr()['lr']) == {0.2}
+
+
+@pytest.fixture
+def shared(together: Config, tmp_path: Path) -> str:
+    """What a run of both leaves."""
+    networks = {name: build_model({'_scope_': 'mmseg', **x}) for name, x in students(together)}
+    state = {
+        f'students.{name}.{key}': value
+        for name, network in networks.items()
+        for key, value in network.state_dict().items()
+    }
+    path = str(tmp_path / 'iter_4.pth')
+    torch.save(dict(state_dict={**state, 'weights': torch.ones(2) / 2}, meta=dict(iter=4)), path)
+    return path
+
+
+def students(cfg: Config) -> list:
+    return list(cfg.model.students.to_dict().items())
+
+
+def test_networks_whose_names_begin_alike_are_kept_apart(together, shared, tmp_path):
+    whole = torch.load(shared, weights_only=True)['state_dict']
+    for name, _ in students(together):
+        _, path = export_student(together, shared, tmp_path / name, name)
+        alone = torch.load(path, weights_only=True)['state_dict']
+        assert len(alone) > 50
+        assert all(torch.equal(whole[f'students.{name}.{key}'], alone[key]) for key in alone)
+
+
+def write_scores(folder: Path, **best: str | None) -> None:
+    entries = {iteration.strip('_'): dict(best=name) for iteration, name in best.items()}
+    (folder / 'networks.json').write_text(json.dumps(entries))
+
+
+def test_the_best_is_that_of_the_last_validation_until_then(together, shared, tmp_path):
+    sizes = {}
+    for best, entries in (
+        ('a', dict(_2='ab', _4='a', _6='ab')),
+        ('ab', dict(_2='ab', _4=None, _10='a')),
+        ('ab', dict(_3='ab', _30='a')),
+    ):
+        write_scores(tmp_path, **entries)
+        _, path = export_student(together, shared, tmp_path / 'out', 'best')
+        sizes.setdefault(best, set()).add(path.stat().st_size)
+    assert len(sizes['a']) == len(sizes['ab']) == 1
+    assert sizes['a'] != sizes['ab']
+
+
+def test_an_export_of_several_says_what_is_missing(together, shared, cfg, checkpoint, tmp_path):
+    with pytest.raises(ValueError, match=r'`network` should be one of a, ab, or best\. Found none'):
+        export_student(together, shared, tmp_path / 'out')
+    with pytest.raises(FileNotFoundError, match=r"'best' needs.*networks\.json.*name a network"):
+        export_student(together, shared, tmp_path / 'out', 'best')
+    write_scores(tmp_path, _6='a')
+    with pytest.raises(ValueError, match=r"before the checkpoint's iteration 4.*\['6'\]"):
+        export_student(together, shared, tmp_path / 'out', 'best')
+    with pytest.raises(ValueError, match=r"`network` should be one of those in `checkpoint`.*'a'"):
+        export_student(together, checkpoint, tmp_path / 'out', 'a')
+    with pytest.raises(ValueError, match=r"`network` should be one of those in `checkpoint`.*'a'"):
+        export_student(cfg, checkpoint, tmp_path / 'out', 'a')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_the_tools_say_that_they_need_one_network(together, shared, tmp_path, capsys):
+    path = tmp_path / 'run.py'
+    together.dump(path)
+    with pytest.raises(ValueError, match=r'`--network` should be one of a, ab\. Found none'):
+        tiny_seg.tool('print_config')(path, '--plain')
+    tiny_seg.tool('print_config')(path, '--plain', '--network', 'a')
+    assert 'mmdistill_ext' not in capsys.readouterr().out
+    for option in (['--out', tmp_path / 'out'], ['--tta']):
+        with pytest.raises(ValueError, match=rf'`{option[0]}`.* export a network first'):
+            tiny_seg.tool('test')(path, shared, '--work-dir', tmp_path / 'work', *option)

@@ -6,7 +6,7 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from mmdistill_ext.plots import COLORS, draw_losses, plot_fit
+from mmdistill_ext.plots import COLORS, draw_losses, plot_fit, plot_networks
 
 ROW = dict(train_gt_loss=0.9, val_gt_loss=1.1, error=-0.2, weight=0.63, simple_share=0.8)
 HISTORY = [
@@ -69,3 +69,17 @@ def test_an_older_picture_stays_when_drawing_fails(tmp_path, monkeypatch):
         plot_fit(HISTORY, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_networks_and_their_ensemble_are_drawn(tmp_path):
+    scores = [dict(a=0.1, b=None, ensemble=0.2), dict(a=0.3, b=0.2, ensemble=0.4)]
+    history = {
+        at: dict(metric='mIoU', scores=found, weights=dict(a=0.25, b=0.75))
+        for at, found in zip((100, 200), scores, strict=True)
+    }
+    image = plot_networks(history, tmp_path / 'networks.png')
+    assert np.array_equal(cv2.imread(str(tmp_path / 'networks.png'))[..., ::-1], image)
+    for color in ((31, 119, 180), (255, 127, 14), (68, 68, 68)):
+        assert (image == color).all(2).any()
+    fewer = plot_networks({200: history[200]}, tmp_path / 'one.png')
+    assert not np.array_equal(fewer, image)

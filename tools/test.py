@@ -52,6 +52,11 @@ def use_tta(cfg: Config) -> None:
 
     mmdet's default (a horizontal flip) stands in for a detection config that describes none.
     """
+    if is_collaboration(cfg):
+        raise ValueError(
+            '`--tta` is for one model: export a network first, with tools/export_student.py '
+            '--network.'
+        )
     innermost = cfg.test_dataloader.dataset
     while 'dataset' in innermost:
         innermost = innermost.dataset

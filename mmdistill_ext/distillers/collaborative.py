@@ -15,6 +15,7 @@ from mmdistill_ext.distillers.network_inputs import NetworkInputs
 from mmdistill_ext.distillers.recompute import network_loss, recomputed_loss
 from mmdistill_ext.distillers.schedule import Schedule
 from mmdistill_ext.distillers.second_predictions import Kind
+from mmdistill_ext.evaluation import ENSEMBLE
 from mmdistill_ext.functional import Networks, collaborate, networks_correlation
 from mmdistill_ext.functional.checks import check_factor, check_labels, check_positive
 from mmdistill_ext.losses.averages import scale_of
@@ -23,7 +24,8 @@ from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.joint import JointBoxes, JointUnits
 from mmdistill_ext.units.joint_networks import pair_networks
 
-ENSEMBLE = 'ensemble'
+RESERVED = ('best', 'type', 'constructor', 'optimizer', 'paramwise_cfg')
+"""What a network cannot be called, because configs and options mean something else by it."""
 
 
 @MODELS.register_module()
@@ -267,7 +269,7 @@ def _check_names(students: dict) -> None:
             '`students` should be a dict of two networks or more, such as dict(a=..., b=...): one '
             f'alone has nobody to learn from. Found {students if students else "none"!r}.'
         )
-    taken = (ENSEMBLE, *dir(ModuleDict()))
+    taken = (ENSEMBLE, *RESERVED, *dir(ModuleDict()))
     for name in students:
         if not isinstance(name, str) or not name.isidentifier() or 'loss' in name or name in taken:
             raise ValueError(

@@ -12,15 +12,17 @@ from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from mmdistill_ext.checkpoint import write_atomic
 from mmdistill_ext.distillers.collaborative import ENSEMBLE, CollaborativeDistiller
 from mmdistill_ext.evaluation import NetworksEvaluator
 from mmdistill_ext.export import SCORES
-from mmdistill_ext.hooks.common import plain_datasets, publish, unwrapped_model
+from mmdistill_ext.hooks.common import publish, unwrapped_model
 from mmdistill_ext.isolation import eval_mode, isolated_rng
 from mmdistill_ext.measurement import build_round_loader, labels_first
+from mmdistill_ext.plots import plot_networks
 from mmdistill_ext.registry import HOOKS
 from mmdistill_ext.transforms import MakeViews
 
@@ -35,10 +37,12 @@ class CollaborationHook(Hook):
     """Gives the networks their weights in the second prediction, and marks the best (COL-3, COL-7).
 
     After every validation, ``ValidationWeighted`` takes its weights from the metrics and
-    ``General`` from the errors on held-out images, of all processes. A resumed run that stands at
-    a validation repeats it first, because the checkpoint was written before. Logs
-    ``val/weight/<network>``, writes the scores, the weights and the best network to
-    ``networks.json`` in the run's folder, where ``tools/export_student.py --network best`` reads.
+    ``General`` from the errors on held-out images, of all processes. The model gets them when the
+    validation is over: a checkpoint that is written in it holds the weights that were validated. A
+    resumed run that stands at a validation repeats it first. Logs ``val/weight/<network>``, writes
+    the scores, the new weights and the best network to ``networks.json`` in the run's folder, where
+    ``tools/export_student.py --network best`` reads, and draws them
+    (``<work_dir>/<time>/vis_data/networks.png``).
 
     Args:
         metric: What networks are compared by, as the evaluator names it; by default that of
@@ -66,9 +70,11 @@ class CollaborationHook(Hook):
         self.batches = batches
         self.dataloader = dataloader
         self._loader = None
+        self._weights = None  # found, and not the model's yet
+        self._repeats = False
 
     def before_train(self, runner: Runner) -> None:
-        """Check the run, and repeat the validation that a resumed one stands at."""
+        """Check the run."""
         self.model = unwrapped_model(runner)
         if not isinstance(self.model, CollaborativeDistiller):
             raise ValueError(
@@ -81,21 +87,25 @@ class CollaborationHook(Hook):
             self.model.watched = True
             if self.model.second.measures == 'errors':
                 self._loader = self._build_loader(runner)
-            if _stands_at_validation(runner):
-                print_log('Repeats the validation, for the weights of the networks.', 'current')
-                runner.val_loop.run()
+            self._repeats = _stands_at_validation(runner)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Repeat the validation that a resumed run stands at; every hook is ready for it by now."""
+        if self._repeats:
+            self._repeats = False
+            print_log('Repeats the validation, for the weights of the networks.', 'current')
+            runner.val_loop.run()
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        """Take the weights, log them, and mark the best network."""
+        """Find the weights, log them, and mark the best network."""
         if not isinstance(getattr(self, 'model', None), CollaborativeDistiller):
             return  # validated without training
         metrics, names = metrics or {}, self.model.names
         metric = self._metric(metrics)
         scores = {name: _finite(metrics.get(f'{name}/{metric}')) for name in (*names, ENSEMBLE)}
-        weights = self._weights(runner, [scores[name] for name in names])
-        if weights is not None:
-            self.model.weights.copy_(weights)
-        found = dict(zip(names, self.model.weights.tolist(), strict=True))
+        self._weights = self._find_weights(runner, [scores[name] for name in names])
+        weights = self.model.weights if self._weights is None else self._weights
+        found = dict(zip(names, weights.tolist(), strict=True))
         if self.model.second.measures:
             publish(runner.message_hub, {f'val/weight/{name}': w for name, w in found.items()})
         own = {name: scores[name] for name in names if scores[name] is not None}
@@ -105,22 +115,34 @@ class CollaborationHook(Hook):
             print_log(f'Best network: {best} ({metric}: {others}).', 'current')
         if is_main_process():
             entry = dict(metric=metric, scores=scores, weights=found, best=best)
-            record(Path(runner.work_dir, SCORES), runner.iter, entry)
+            known = record(Path(runner.work_dir, SCORES), runner.iter, entry)
+            image = plot_networks(known, Path(runner.log_dir, 'vis_data', 'networks.png'))
+            runner.visualizer.add_image('networks', image, runner.iter)
+
+    def after_val(self, runner: Runner) -> None:
+        """Give the model its weights, and its running mean of an ``EMAHook`` the same."""
+        if self._weights is None:
+            return
+        means = [getattr(hook, 'ema_model', None) for hook in runner.hooks]
+        for model in (self.model, *(mean.module for mean in means if mean is not None)):
+            model.weights.copy_(self._weights)
+        self._weights = None
 
     def _metric(self, metrics: dict) -> str:
         wanted = self.metric or getattr(self.model.second, 'metric', None)
-        known = {name.partition('/')[2] for name in metrics}
+        parts = [name.partition('/') for name in metrics]
+        known = {rest for name, _, rest in parts if name in (*self.model.names, ENSEMBLE)}
         if wanted is None:
             return next((name for name in METRICS if name in known), min(known, default='none'))
         if metrics and wanted not in known:
             key = 'CollaborationHook.metric' if self.metric else 'second.metric'
             raise ValueError(
-                f"`{key}` should be a metric of the validation. Found '{wanted}', there are "
-                f'{sorted(known)}.'
+                f"`{key}` should be a metric of each network's validation. Found '{wanted}', there "
+                f'are {sorted(known) or "none (see NetworksEvaluator)"}.'
             )
         return wanted
 
-    def _weights(self, runner: Runner, scores: list[float | None]) -> Tensor | None:
+    def _find_weights(self, runner: Runner, scores: list[float | None]) -> Tensor | None:
         second = self.model.second
         if second.measures == 'metric':
             if None in scores:
@@ -173,31 +195,51 @@ class CollaborationHook(Hook):
                 cfg['batch_size'] = runner.cfg.train_dataloader.batch_size
         loader = build_round_loader(cfg, self.batches, runner.seed, key)
         with isolated_rng(), eval_mode(self.model):
-            self.model.error_correlation(loader.collate_fn([loader.dataset[0]]))
+            first = loader.dataset[0]
+            if not _is_labelled(first['data_samples']):
+                raise ValueError(
+                    f'`{key}.dataset` should give labels to measure errors on: its pipeline should '
+                    'load annotations. Found a sample without.'
+                )
+            self.model.error_correlation(loader.collate_fn([first]))
         return loader
 
 
 def check_views(dataset, names: list[str]) -> None:
     """Refuse a pipeline whose views are not those of the networks, in their order."""
-    for part in plain_datasets(dataset):
-        for transform in getattr(getattr(part, 'pipeline', None), 'transforms', ()):
-            if isinstance(transform, MakeViews) and transform.names != names:
-                raise ValueError(
-                    f'`MakeViews.views` should be those of `students`, in order: {names}. Found '
-                    f'{transform.names}.'
-                )
+    pipeline = getattr(dataset, 'pipeline', None) or ()  # a wrapper that mixes images has a list
+    for transform in getattr(pipeline, 'transforms', pipeline):
+        if isinstance(transform, MakeViews) and transform.names != names:
+            raise ValueError(
+                f'`MakeViews.views` should be those of `students`, in order: {names}. Found '
+                f'{transform.names}.'
+            )
+    for part in (*getattr(dataset, 'datasets', ()), getattr(dataset, 'dataset', None)):
+        if part is not None:
+            check_views(part, names)
 
 
-def record(path: Path, iteration: int, entry: dict) -> None:
-    """Add a validation to the file, in place of earlier ones of this iteration or a later."""
+def record(path: Path, iteration: int, entry: dict) -> dict[int, dict]:
+    """Add a validation to the file, in place of earlier ones of this iteration or a later.
+
+    Returns:
+        Iteration -> all that the file holds.
+    """
     known = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-    known = {key: value for key, value in known.items() if int(key) < iteration}
-    text = json.dumps({**known, str(iteration): entry}, indent=2)
+    known = {int(key): value for key, value in known.items() if int(key) < iteration}
+    known[iteration] = entry
+    text = json.dumps(known, indent=2)
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding='utf-8'))
+    return known
+
+
+def _is_labelled(sample: BaseDataElement) -> bool:
+    return 'gt_sem_seg' in sample or 'bboxes' in sample.get('gt_instances', ())
 
 
 def _stands_at_validation(runner: Runner) -> bool:
     loop = runner.train_loop
+    loop._decide_current_val_interval()  # `dynamic_intervals`; else not before the next iteration
     done = runner.epoch if isinstance(loop, EpochBasedTrainLoop) else runner.iter
     return done > 0 and done >= loop.val_begin and done % loop.val_interval == 0
 

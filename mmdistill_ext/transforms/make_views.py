@@ -8,8 +8,9 @@ from mmengine.dataset import Compose
 
 from mmdistill_ext.registry import TRANSFORMS
 
-GEOMETRY = ('gt_seg_map', 'gt_bboxes', 'gt_masks', 'gt_ignore_flags', 'flip', 'img_shape')
-"""What has to be the same in every view; transforms put new objects there."""
+VALUES = ('flip', 'flip_direction', 'img_shape')
+OBJECTS = ('gt_seg_map', 'gt_bboxes', 'gt_masks', 'gt_ignore_flags', 'homography_matrix')
+"""What has to be the same in every view; transforms of the geometry put new objects there."""
 
 
 @TRANSFORMS.register_module()
@@ -45,7 +46,12 @@ class MakeViews(BaseTransform):
         images = []
         for name, transforms in self.views.items():
             found = transforms({**results, 'img': results['img'].copy()})
-            changed = [key for key in GEOMETRY if _differs(key, found, results)]
+            if found is None:
+                raise ValueError(
+                    f'`MakeViews.views.{name}` should not drop an image. Found transforms that did.'
+                )
+            changed = [key for key in VALUES if found.get(key) != results.get(key)]
+            changed += [key for key in OBJECTS if found.get(key) is not results.get(key)]
             if changed or found['img'].shape != results['img'].shape:
                 raise ValueError(
                     f'`MakeViews.views.{name}` should change the look of the image only: the '
@@ -59,9 +65,3 @@ class MakeViews(BaseTransform):
     def __repr__(self) -> str:
         """Name and views."""
         return f'{type(self).__name__}(views={self.views})'
-
-
-def _differs(key: str, found: dict, results: dict) -> bool:
-    if key in ('flip', 'img_shape'):
-        return found.get(key) != results.get(key)
-    return found.get(key) is not results.get(key)

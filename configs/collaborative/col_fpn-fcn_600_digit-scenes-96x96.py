@@ -1,5 +1,5 @@
 # Two unlike networks without a teacher (COL): the student and an FCN without a pyramid.
-_base_ = './student.py'
+_base_ = '../demo/student.py'
 
 norm_cfg = dict(type='BN', requires_grad=True)
 fcn = dict(
