@@ -56,8 +56,9 @@ EXPERIMENTS = dict(
                 'model.second.type=ValidationWeighted',
                 'model.second.metric=coco/bbox_mAP',
                 'model.second.temperature=0.05',
+                'train_cfg.val_interval=2',
             ],
-            General=['model.second.type=General'],
+            General=['model.second.type=General', 'train_cfg.val_interval=2'],
         ),
     ),
 )
