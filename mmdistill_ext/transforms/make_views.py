@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from mmcv.transforms import BaseTransform
 from mmengine.dataset import Compose
 
 from mmdistill_ext.registry import TRANSFORMS
@@ -14,7 +13,7 @@ OBJECTS = ('gt_seg_map', 'gt_bboxes', 'gt_masks', 'gt_ignore_flags', 'homography
 
 
 @TRANSFORMS.register_module()
-class MakeViews(BaseTransform):
+class MakeViews:
     """Makes a view of the image for each network: the same geometry, another appearance.
 
     It stands at the end of the pipeline, before the image is packed. The views are stacked along
@@ -41,7 +40,7 @@ class MakeViews(BaseTransform):
         """The networks' names."""
         return list(self.views)
 
-    def transform(self, results: dict) -> dict:
+    def __call__(self, results: dict) -> dict:
         """Replace ``img`` ``(H, W, 3)`` by the views ``(H, W, 3 * N)``."""
         images = []
         for name, transforms in self.views.items():
