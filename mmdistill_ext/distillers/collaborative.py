@@ -35,8 +35,8 @@ class CollaborativeDistiller(BaseModel):
     Each has its own loss (COL-2). Their logits form a second prediction per unit (COL-3), whose
     loss trains all of them, and each is pulled to it, detached, by a KL divergence (COL-4, COL-5).
     While it predicts, each data sample is the ensemble's, the weighted mean of the networks'
-    logits (of detectors, their boxes fused by weight), and ``sample.networks`` holds every
-    network's own.
+    logits (of detectors, NMS over all boxes, scores by weight), and ``sample.networks`` holds
+    every network's own.
 
     The log has ``<name>/...`` for each network's own losses, ``<name>/loss_kl``, and
     ``ensemble/loss``.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from mmdet.models.utils import weighted_boxes_fusion
+import torch
+from mmcv.ops import batched_nms
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -112,15 +113,15 @@ class JointDetection:
         data_samples: Mapping[str, list[DetDataSample]],
         weights: Tensor,
     ) -> list[DetDataSample]:
-        """The ensemble's predictions, by mmdet's weighted boxes fusion; in them the networks'."""
+        """The ensemble's predictions, by NMS over all networks' boxes; in them the networks'."""
         predicted = {
             name: network.predict(inputs[name], [shallow_copy(x) for x in data_samples[name]])
             for name, network in networks.items()
         }
-        weights = weights.clamp(min=0).tolist()
+        weights, test_cfg = weights.tolist(), networks[self.first].bbox_head.test_cfg
         together = data_samples[self.first]
         for sample, *own in zip(together, *predicted.values(), strict=True):
-            sample.pred_instances = fuse([x.pred_instances for x in own], weights)
+            sample.pred_instances = merge([x.pred_instances for x in own], weights, test_cfg)
         return with_networks(together, predicted)
 
 
@@ -133,25 +134,24 @@ def _check_head(network: nn.Module, name: str) -> None:
         )
 
 
-def fuse(predictions: list[InstanceData], weights: list[float]) -> InstanceData:
-    """Boxes of several detectors for one image, fused by weight (https://arxiv.org/abs/1910.13302).
+def merge(
+    predictions: list[InstanceData], weights: Sequence[float], test_cfg: dict
+) -> InstanceData:
+    """Boxes of several detectors for one image in one list, as mmdet's test-time augmentation does.
 
     Args:
         predictions: Each network's, with ``bboxes``, ``scores`` and ``labels``.
-        weights: Of the networks, >= 0; boxes of a network of weight 0 do not count.
+        weights: Of the networks: scores are multiplied by them, those of the largest weight stay.
+            Boxes of a network of weight 0 or less do not count.
+        test_cfg: A detector's, with ``nms`` and perhaps ``max_per_img``.
     """
-    like = predictions[0]
-    heard = [pair for pair in zip(predictions, weights, strict=True) if pair[1] > 0]
-    if not any(len(found) for found, _ in heard):
-        return InstanceData(
-            bboxes=like.bboxes[:0].view(-1, 4), scores=like.scores[:0], labels=like.labels[:0]
-        )
-    boxes, scores, labels = weighted_boxes_fusion(
-        *([found[key].cpu() for found, _ in heard] for key in ('bboxes', 'scores', 'labels')),
-        weights=[weight for _, weight in heard],
-    )
-    return InstanceData(
-        bboxes=boxes.to(like.bboxes).view(-1, 4),
-        scores=scores.to(like.scores),
-        labels=labels.to(like.labels),
-    )
+    largest = max(weights)
+    heard = [(own, w / largest) for own, w in zip(predictions, weights, strict=True) if w > 0]
+    boxes, labels = (torch.cat([own[key] for own, _ in heard]) for key in ('bboxes', 'labels'))
+    scores = torch.cat([own.scores * weight for own, weight in heard])
+    if not len(boxes):
+        return predictions[0][:0]
+    kept, places = batched_nms(boxes, scores, labels, test_cfg['nms'])
+    most = test_cfg.get('max_per_img', -1)
+    places = places[:most] if most > 0 else places
+    return InstanceData(bboxes=boxes[places], scores=kept[: len(places), -1], labels=labels[places])

@@ -6,7 +6,7 @@ from mmengine.structures import InstanceData
 
 from mmdistill_ext.distillers.build import build_model
 from mmdistill_ext.taps import Taps
-from mmdistill_ext.units.joint_detection import JointDetection, fuse
+from mmdistill_ext.units.joint_detection import JointDetection, merge
 from tests import tiny_det
 
 POINTS = (8, 16, 32)
@@ -277,67 +277,57 @@ def instances(boxes, scores, labels):
 NOTHING = instances([], [], [])
 
 
-def test_boxes_that_overlap_are_fused_by_score_and_weight():
+TEST_CFG = dict(nms=dict(type='nms', iou_threshold=0.6), max_per_img=3)
+
+
+def listed(found):
+    return found.bboxes.tolist(), found.scores.tolist(), found.labels.tolist()
+
+
+def test_of_boxes_that_overlap_the_surest_stays():
     one = instances([[0, 0, 10, 10], [50, 50, 60, 70]], [0.8, 0.5], [1, 0])
-    two = instances([[0, 0, 10, 12]], [0.4], [1])
-    found = fuse([one, two], [3.0, 1.0])
-    parts = torch.tensor([3 * 0.8, 1 * 0.4])
-    joined = (parts[0] * one.bboxes[0] + parts[1] * two.bboxes[0]) / parts.sum()
-    torch.testing.assert_close(found.bboxes, torch.stack((joined, one.bboxes[1])))
-    expected = torch.tensor([parts.sum() / 4, 3 * 0.5 / 4])  # the second network saw no such box
-    torch.testing.assert_close(found.scores, expected)
+    two = instances([[0, 0, 10, 12]], [0.9], [1])
+    found = merge([one, two], [0.5, 0.5], TEST_CFG)
+    assert listed(found)[0] == [[0, 0, 10, 12], [50, 50, 60, 70]]
+    assert found.scores.tolist() == pytest.approx([0.9, 0.5])
     assert found.labels.tolist() == [1, 0]
-    assert found.labels.dtype == torch.int64
+    found = merge([one, two], [0.75, 0.25], TEST_CFG)  # the second counts a third
+    assert found.bboxes.tolist() == one.bboxes.tolist()
+    assert found.scores.tolist() == pytest.approx([0.8, 0.5])
 
 
-def test_boxes_of_different_classes_are_not_fused():
+def test_boxes_of_different_classes_stay():
     one, two = instances([[0, 0, 10, 10]], [0.8], [1]), instances([[0, 0, 10, 10]], [0.6], [2])
-    found = fuse([one, two], [0.5, 0.5])
+    found = merge([one, two], [0.5, 0.5], TEST_CFG)
     assert found.labels.tolist() == [1, 2]
-    torch.testing.assert_close(found.scores, torch.tensor([0.4, 0.3]))
+    assert found.scores.tolist() == pytest.approx([0.8, 0.6])
 
 
-def test_networks_that_agree_are_as_sure_as_one():
-    one = instances([[0, 0, 10, 10], [20, 0, 30, 10]], [0.9, 0.3], [1, 1])
-    for count in (2, 3):
-        found = fuse([one] * count, [1 / count] * count)
-        torch.testing.assert_close(found.bboxes, one.bboxes)
-        torch.testing.assert_close(found.scores, one.scores)
+def test_there_are_no_more_boxes_than_one_network_gives():
+    rows = [[20 * i, 0, 20 * i + 10, 10] for i in range(5)]
+    many = instances(rows, [0.1, 0.9, 0.3, 0.7, 0.5], [0] * 5)
+    found = merge([many, NOTHING], [0.5, 0.5], TEST_CFG)
+    assert found.scores.tolist() == pytest.approx([0.9, 0.7, 0.5])
+    assert len(merge([many, NOTHING], [0.5, 0.5], dict(nms=TEST_CFG['nms']))) == 5
 
 
 def test_images_without_any_box():
     one = instances([[0, 0, 10, 10]], [0.8], [1])
     for predictions in ([NOTHING, NOTHING], [NOTHING, NOTHING, NOTHING]):
-        found = fuse(predictions, [0.5] * len(predictions))
+        found = merge(predictions, [0.5] * len(predictions), TEST_CFG)
         assert found.bboxes.shape == (0, 4)
         assert found.scores.shape == found.labels.shape == (0,)
         assert found.labels.dtype == torch.int64
     for predictions in ([one, NOTHING], [NOTHING, one]):
-        found = fuse(predictions, [0.5, 0.5])
-        torch.testing.assert_close(found.bboxes, one.bboxes)
-        assert found.scores.tolist() == pytest.approx([0.4])
-
-
-def test_boxes_without_area_are_dropped():
-    empty = instances([[5, 5, 5, 9]], [0.8], [1])
-    with pytest.warns(UserWarning, match='Zero area'):
-        found = fuse([empty, NOTHING], [0.5, 0.5])
-    assert found.bboxes.shape == (0, 4)
-    assert found.labels.dtype == torch.int64
+        assert listed(merge(predictions, [0.5, 0.5], TEST_CFG)) == listed(one)
 
 
 def test_a_network_of_weight_0_is_not_heard():
-    """As one whose weight would be negative: its boxes, fused, would be 0 / 0."""
+    """As one whose weight is negative."""
     heard = instances([[0, 0, 10, 10]], [0.8], [1])
-    other = instances([[40, 40, 50, 50], [40, 40, 50, 51]], [0.9, 0.8], [0, 0])
-    for predictions, weights in (([heard, other], [1.0, 0.0]), ([other, heard], [0.0, 1.2])):
-        found = fuse(predictions, weights)
-        torch.testing.assert_close(found.bboxes, heard.bboxes)
-        torch.testing.assert_close(found.scores, heard.scores)
-        assert found.labels.tolist() == [1]
-    found = fuse([other, NOTHING], [0.0, 1.0])
-    assert found.bboxes.shape == (0, 4)
-    assert found.scores.shape == (0,)
+    other = instances([[40, 40, 50, 50]], [0.9], [0])
+    for predictions, weights in (([heard, other], [1.0, 0.0]), ([other, heard], [-0.2, 1.2])):
+        assert listed(merge(predictions, weights, TEST_CFG)) == listed(heard)
 
 
 @pytest.mark.parametrize('weights', [[0.5, 0.5], [1.4, -0.4]])
@@ -362,7 +352,7 @@ def test_the_ensemble_holds_the_networks(weights):
         assert sample is samples[place]
         own = [expected[name][place].pred_instances for name in networks]
         assert all(len(x) for x in own)
-        other = fuse(own, [max(weight, 0) for weight in weights])
+        other = merge(own, weights, networks['n0'].bbox_head.test_cfg)
         assert torch.equal(sample.pred_instances.bboxes, other.bboxes)
         assert torch.equal(sample.pred_instances.scores, other.scores)
         assert sample.pred_instances.bboxes.isfinite().all()
