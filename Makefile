@@ -5,6 +5,7 @@ ARGS ?=
 setup := $(PYTHON) .ci/setup_env.py
 onedl := PATH="$(CURDIR)/.venv/bin:$$PATH"
 openmmlab := PATH="$(CURDIR)/.venv-openmmlab/bin:$$PATH"
+jobs := -n auto --maxprocesses 8 --dist loadfile  # ARGS='-n 0' to debug
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-detection test test-openmmlab lint format clean distclean python
@@ -23,11 +24,11 @@ demo-detection: python  ## The same with detectors, in work_dirs/demo_detection.
 
 test: python  ## Run the tests. The first call may compile mmcv's operators (10 to 20 minutes).
 	@$(setup)
-	$(onedl) python -m pytest $(ARGS)
+	$(onedl) python -m pytest $(jobs) $(ARGS)
 
 test-openmmlab: python  ## Run the same tests on the OpenMMLab originals.
 	@$(setup) --family openmmlab
-	$(openmmlab) python -m pytest $(ARGS)
+	$(openmmlab) python -m pytest $(jobs) $(ARGS)
 
 lint: python  ## Check style and formatting.
 	@$(setup) --level basic

@@ -1,6 +1,7 @@
 """What all tests share: the real data's folders, and settings that make runs repeatable."""
 
 import os
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -9,6 +10,8 @@ os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = '1'
 
 import pytest
 from hypothesis import settings
+
+from tests.tiny_seg import forget_runs
 
 # Loaded machines are slow, and a failure must come back on the next run.
 settings.register_profile('repeatable', deadline=None, derandomize=True)
@@ -29,6 +32,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if item.get_closest_marker('real_data')]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def no_earlier_runs() -> Iterator[None]:
+    """Forget mmengine's global state of other files, so that each runs as it does alone."""
+    forget_runs()
+    yield
+    forget_runs()
 
 
 @pytest.fixture(scope='session')

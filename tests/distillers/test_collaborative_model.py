@@ -108,7 +108,7 @@ def modules_in(value, depth=0):
 
 
 def test_it_is_built_from_a_config_and_trained_by_a_step():
-    cfg = dict(type='CollaborativeDistiller', students=segmenters(), second=MIN_LOSS)
+    cfg = dict(type='mmdistill_ext.CollaborativeDistiller', students=segmenters(), second=MIN_LOSS)
     model = varied(MODELS.build(cfg)).train()
     data = dict(
         inputs=[torch.randint(0, 256, (3, 32, 40), dtype=torch.uint8) for _ in range(2)],
