@@ -1,25 +1,17 @@
-# The thin PSPNet alone on CamVid: 1,200 iterations from scratch.
-_base_ = [
-    '../_base_/models/pspnet_r18-w16.py',
-    '../_base_/datasets/camvid.py',
-    '../_base_/schedules/adamw_600.py',
-    '../_base_/seg_runtime.py',
-]
-crop_size = (192, 256)
-model = dict(data_preprocessor=dict(size=crop_size))
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=(480, 360), ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs'),
-]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
-    dict(type='PolyLR', eta_min=1e-6, power=0.9, by_epoch=False, begin=50, end=1200),
-]
-train_cfg = dict(max_iters=1200, val_interval=300)
+# The thin PSPNet alone on CamVid: 1,200 iterations from scratch, as the FCN.
+_base_ = './fcn_r18-w16_1200_camvid-192x256.py'
+model = dict(
+    decode_head=dict(
+        _delete_=True,
+        type='PSPHead',
+        in_channels=128,
+        in_index=3,
+        channels=32,
+        pool_scales=(1, 2, 3, 6),
+        dropout_ratio=0.1,
+        num_classes=11,
+        norm_cfg=dict(type='BN', requires_grad=True),
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
+)

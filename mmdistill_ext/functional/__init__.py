@@ -2,7 +2,7 @@
 
 from .blockwise import Block, BlockwiseResult, Selection, blockwise_distillation
 from .checks import check_labels
-from .collaboration import CollaborationResult, Networks, collaborate, networks_correlation
+from .collaboration import CollaborationResult, collaborate, networks_correlation
 from .ensemble import (
     error_correlation,
     general_weights,
@@ -23,6 +23,7 @@ from .fit import (
     simple_images,
     simple_units,
 )
+from .networks import Networks
 from .selective import (
     contrast_mask,
     select_units,
