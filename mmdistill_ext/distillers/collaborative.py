@@ -184,7 +184,8 @@ class CollaborativeDistiller(BaseModel):
                 losses[f'{name}/{key.removeprefix(self.joint.prefix)}'] = value
         weight = self.schedule.at(MessageHub.get_current_instance().get_info('iter', 0))
         if weight or self.second_weight:
-            losses.update(self._together(self.joint(taps, data_samples), weight))
+            units = self.joint(taps, data_samples, boxes=self.box is not None)
+            losses.update(self._together(units, weight))
         for found in taps.values():
             found.clear()
         return losses
@@ -242,7 +243,7 @@ class CollaborativeDistiller(BaseModel):
         for name, network in self.students.items():
             with Taps(network, {path: path for path in self.joint.taps(name)}) as taps[name]:
                 network_loss(network, data['inputs'][name], data['data_samples'][name])
-        units = self.joint(taps, data['data_samples'])
+        units = self.joint(taps, data['data_samples'], boxes=False)
         return networks_correlation(self._networks(units), self.difference)[0]
 
     def _networks(self, units: JointUnits) -> Networks:

@@ -75,7 +75,8 @@ class MinLoss(_PerUnitOrImage):
     """The prediction with the smallest first loss.
 
     Args:
-        per: Choose for each ``'unit'``, or for each ``'image'`` by the mean over its valid units.
+        per: Choose for each ``'unit'``, or for each ``'image'`` by the mean over its valid units
+            (of a large image 16,384 of them).
 
     Raises:
         ValueError: ``per`` is neither.

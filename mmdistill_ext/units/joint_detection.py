@@ -81,9 +81,17 @@ class JointDetection:
         return (self._loss_tap, self._targets_tap) if name == self.first else (self._loss_tap,)
 
     def __call__(
-        self, taps: Mapping[str, Taps], data_samples: Mapping[str, list[DetDataSample]]
+        self,
+        taps: Mapping[str, Taps],
+        data_samples: Mapping[str, list[DetDataSample]],
+        boxes: bool = True,
     ) -> JointUnits:
         """Build the units of one step from the tapped calls.
+
+        Args:
+            taps: Name -> records of that network's step.
+            data_samples: Name -> the batch's data samples.
+            boxes: Decode the boxes too: to find the positive units waits for the device.
 
         Raises:
             ValueError: The networks' feature maps have different sizes.
@@ -97,13 +105,11 @@ class JointDetection:
         labels, classified = lead.assigned.labels, lead.assigned.classified
         if not all(pair.teacher.knows_background for pair in self.pairs.values()):
             classified = classified & (labels < self.num_classes)
-        boxes = [lead.student.decode(*lead.student_boxes(*lead.index))]
-        boxes += [pair.teacher.decode(*pair.teacher_boxes(*lead.index)) for pair in found.values()]
         return JointUnits(
             logits=(lead.student_scores, *(pair.teacher_scores for pair in found.values())),
             labels=labels.where(classified, IGNORED),
             align_corners=(False,) * (1 + len(found)),
-            boxes=JointBoxes(tuple(boxes), lead.target_boxes, lead.strides[lead.index[1]]),
+            boxes=_decode(list(found.values())) if boxes else None,
         )
 
     def predict(
@@ -123,6 +129,14 @@ class JointDetection:
         for sample, *own in zip(together, *predicted.values(), strict=True):
             sample.pred_instances = merge([x.pred_instances for x in own], weights, test_cfg)
         return with_networks(together, predicted)
+
+
+def _decode(pairings: list[DensePairing]) -> JointBoxes:
+    """Boxes of the positive units: the first network's, then the others'."""
+    lead = pairings[0]
+    boxes = [lead.student.decode(*lead.student_boxes(*lead.index))]
+    boxes += [pairing.teacher.decode(*pairing.teacher_boxes(*lead.index)) for pairing in pairings]
+    return JointBoxes(tuple(boxes), lead.target_boxes, lead.strides[lead.index[1]])
 
 
 def _check_head(network: nn.Module, name: str) -> None:

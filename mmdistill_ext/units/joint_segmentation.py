@@ -64,9 +64,17 @@ class JointSegmentation:
         return (f'{HEAD}.loss_by_feat',)
 
     def __call__(
-        self, taps: Mapping[str, Taps], data_samples: Mapping[str, list[SegDataSample]]
+        self,
+        taps: Mapping[str, Taps],
+        data_samples: Mapping[str, list[SegDataSample]],
+        boxes: bool = False,
     ) -> JointUnits:
         """Build the units of one step from the tapped calls.
+
+        Args:
+            taps: Name -> records of that network's step.
+            data_samples: Name -> the batch's data samples.
+            boxes: Of detectors; there are none.
 
         Raises:
             ValueError: The networks' labels have different sizes.

@@ -110,8 +110,8 @@ def test_boxes_have_a_second_prediction_too(distance, second, monkeypatch):
     units = []
     build_units = type(model.joint).__call__
 
-    def spy(*args):
-        units.append(build_units(*args))
+    def spy(*args, **kwargs):
+        units.append(build_units(*args, **kwargs))
         return units[0]
 
     monkeypatch.setattr(type(model.joint), '__call__', spy)

@@ -6,6 +6,7 @@ from mmengine.structures import InstanceData
 
 from mmdistill_ext.distillers.build import build_model
 from mmdistill_ext.taps import Taps
+from mmdistill_ext.units.dense_pairing import DensePairing
 from mmdistill_ext.units.joint_detection import JointDetection, merge
 from tests import tiny_det
 
@@ -70,6 +71,16 @@ def test_units_are_those_of_the_networks(names, boxes):
     assert units.align_corners == (False,) * len(networks)
     assert (joint.num_classes, joint.sigmoid, joint.background) == (3, True, True)
     assert joint.taps('n1') == ('bbox_head.loss_by_feat',)
+
+
+def test_boxes_that_nobody_wants_are_not_decoded(monkeypatch):
+    networks = build('atss gfl')
+    joint, whole, taps, data = units_of(networks)
+    for owner, name in ((DensePairing, 'index'), (DensePairing, 'student_boxes')):
+        monkeypatch.setattr(owner, name, property(lambda _: pytest.fail('looked for boxes')))
+    units = joint(taps, dict.fromkeys(networks, data[1]), boxes=False)
+    assert units.boxes is None
+    assert torch.equal(units.labels, whole.labels)
 
 
 def test_crowds_padding_and_empty_images():
