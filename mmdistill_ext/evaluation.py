@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from copy import deepcopy
+from itertools import chain
 from typing import Any
 
+from mmengine.dist import all_gather_object
 from mmengine.evaluator import Evaluator
 from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
@@ -56,9 +58,7 @@ class NetworksEvaluator(Evaluator):
                 "type='mmdistill_ext.CollaborativeDistiller' gives them. Found those of one."
             )
         for name in names:
-            if name not in self.networks:
-                self.networks[name] = Evaluator(_of_network(self._cfg, name))
-                self.networks[name].dataset_meta = self.dataset_meta
+            self._add_network(name)
             own = [sample.networks[name] for sample in data_samples]
             self.networks[name].process(own, data_batch)
         super().process(data_samples, data_batch)
@@ -72,6 +72,8 @@ class NetworksEvaluator(Evaluator):
         Returns:
             ``<network>/<metric>`` and ``ensemble/<metric>`` -> value.
         """
+        for name in chain.from_iterable(all_gather_object(list(self.networks))):
+            self._add_network(name)  # of a process without any image, which the others wait for
         found = {}
         for name, evaluator in self.networks.items():
             print_log(f'Network {name}:', logger='current')
@@ -79,6 +81,11 @@ class NetworksEvaluator(Evaluator):
         print_log('Ensemble:', logger='current')
         found.update(_named(ENSEMBLE, super().evaluate(size)))
         return found
+
+    def _add_network(self, name: str) -> None:
+        if name not in self.networks:
+            self.networks[name] = Evaluator(_of_network(self._cfg, name))
+            self.networks[name].dataset_meta = self.dataset_meta
 
 
 def _of_network(metrics: Any, name: str) -> Any:

@@ -84,6 +84,8 @@ class CollaborationHook(Hook):
         check_views(runner.train_dataloader.dataset, self.model.names)
         if self.model.second.measures:
             self._check_validation(runner)
+        self._check_names(runner)
+        if self.model.second.measures:
             self.model.watched = True
             if self.model.second.measures == 'errors':
                 self._loader = self._build_loader(runner)
@@ -103,7 +105,7 @@ class CollaborationHook(Hook):
         metrics, names = metrics or {}, self.model.names
         metric = self._metric(metrics)
         scores = {name: _finite(metrics.get(f'{name}/{metric}')) for name in (*names, ENSEMBLE)}
-        self._weights = self._find_weights(runner, [scores[name] for name in names])
+        self._weights = self._find_weights(runner, metrics)
         weights = self.model.weights if self._weights is None else self._weights
         found = dict(zip(names, weights.tolist(), strict=True))
         if self.model.second.measures:
@@ -128,23 +130,44 @@ class CollaborationHook(Hook):
             model.weights.copy_(self._weights)
         self._weights = None
 
+    def _wanted(self) -> dict[str, str]:
+        """Config key -> the metric that it names; what networks are compared by is first."""
+        named = {
+            'CollaborationHook.metric': self.metric,
+            'second.metric': getattr(self.model.second, 'metric', None),
+        }
+        return {key: metric for key, metric in named.items() if metric is not None}
+
+    def _check_names(self, runner: Runner) -> None:
+        """Refuse what no metric of the evaluator can be called; the rest its results show."""
+        metrics = getattr(getattr(runner.val_loop, 'evaluator', None), 'metrics', ())
+        prefixes = [metric.prefix for metric in metrics]
+        networks = (*self.model.names, ENSEMBLE)
+        for key, name in self._wanted().items():
+            first = name.partition('/')[0]
+            possible = [first == prefix if prefix else first not in networks for prefix in prefixes]
+            if prefixes and not any(possible):
+                raise ValueError(
+                    f"`{key}` should be a metric's name with its prefix and without a network's. "
+                    f"Found '{name}', prefixes are {prefixes}."
+                )
+
     def _metric(self, metrics: dict) -> str:
-        wanted = self.metric or getattr(self.model.second, 'metric', None)
         parts = [name.partition('/') for name in metrics]
         known = {rest for name, _, rest in parts if name in (*self.model.names, ENSEMBLE)}
-        if wanted is None:
-            return next((name for name in METRICS if name in known), min(known, default='none'))
-        if metrics and wanted not in known:
-            key = 'CollaborationHook.metric' if self.metric else 'second.metric'
-            raise ValueError(
-                f"`{key}` should be a metric of each network's validation. Found '{wanted}', there "
-                f'are {sorted(known) or "none (see NetworksEvaluator)"}.'
-            )
-        return wanted
+        for key, name in self._wanted().items():
+            if metrics and name not in known:
+                raise ValueError(
+                    f"`{key}` should be a metric of each network's validation. Found '{name}', "
+                    f'there are {sorted(known) or "none (see NetworksEvaluator)"}.'
+                )
+        default = next((name for name in METRICS if name in known), min(known, default='none'))
+        return next(iter(self._wanted().values()), default)
 
-    def _find_weights(self, runner: Runner, scores: list[float | None]) -> Tensor | None:
+    def _find_weights(self, runner: Runner, metrics: dict) -> Tensor | None:
         second = self.model.second
         if second.measures == 'metric':
+            scores = [_finite(metrics.get(f'{n}/{second.metric}')) for n in self.model.names]
             if None in scores:
                 _warn(f'Not every network has a {second.metric} yet: the weights stay.')
                 return None

@@ -97,6 +97,34 @@ def test_a_metric_that_is_none_names_the_known_ones(root, tmp_path):  # noqa: F8
         train(cfg)
 
 
+@pytest.mark.parametrize(
+    ('prefix', 'name', 'right'),
+    [
+        (None, 'a/mIoU', 'mIoU'),
+        (None, 'ensemble/mIoU', 'part/mIoU'),  # a metric without a prefix may call it anything
+        ('seg', 'mIoU', 'seg/mIoU'),
+        ('seg', 'a/seg/mIoU', 'seg/mIoUU'),  # its results show that
+    ],
+)
+def test_a_name_that_no_metric_can_have_is_refused_at_start(
+    root,
+    tmp_path,
+    prefix,
+    name,
+    right,  # noqa: F811
+):
+    found = rf"without a network's\. Found '{name}', prefixes are \[.*{prefix}"
+    cfg = config(root, tmp_path, {**SECONDS['ValidationWeighted'], 'metric': name})
+    cfg.val_evaluator.metrics.prefix = prefix
+    with pytest.raises(ValueError, match=r'`second\.metric`.*' + found):
+        started(cfg)
+    cfg.model.second.metric = right
+    started(cfg)
+    cfg.custom_hooks[0].metric = name
+    with pytest.raises(ValueError, match=r'`CollaborationHook\.metric`.*' + found):
+        started(cfg)
+
+
 def test_a_run_without_scores_for_the_networks_still_trains(root, tmp_path):  # noqa: F811
     """Nothing depends on them, and the file says that there are none."""
     cfg = config(root, tmp_path, SECONDS['MinLoss'], 2)
@@ -194,6 +222,17 @@ def test_networks_are_compared_by_the_metric_that_is_named(root, tmp_path):  # n
     hook.after_val_epoch(runner, metrics)
     assert networks_of(tmp_path)['0']['best'] == 'b'
     assert networks_of(tmp_path)['0']['metric'] == 'aAcc'
+
+
+def test_weights_come_from_their_own_metric(root, tmp_path):  # noqa: F811
+    cfg = config(root, tmp_path, SECONDS['ValidationWeighted'])
+    cfg.custom_hooks[0].metric = 'aAcc'
+    runner, hook = started(cfg)
+    hook.after_val_epoch(runner, {'a/mIoU': 30.0, 'b/mIoU': 40.0, 'a/aAcc': 9.0, 'b/aAcc': 5.0})
+    hook.after_val(runner)
+    first, second = runner.model.weights.tolist()
+    assert second / first == pytest.approx(math.exp((40 - 30) / 5.0), rel=1e-4)
+    assert networks_of(tmp_path)['0']['best'] == 'a'
 
 
 @pytest.mark.parametrize(
