@@ -1,6 +1,7 @@
 """Networks alone and learning together under every policy: same data, iterations and seeds.
 
 Usage: python benchmarks/collaboration.py camvid --data-root data/camvid --json results.json
+       python benchmarks/collaboration.py camvid-three --data-root data/camvid --json results.json
        python benchmarks/collaboration.py bccd --data-root data/bccd --json results.json
 
 Finished runs are reused; each lies in its own folder under --work-dir.
@@ -19,28 +20,34 @@ import torch
 from common import environment
 
 ROOT = Path(__file__).resolve().parent.parent
-EXPERIMENTS = dict(
-    camvid=dict(
-        metric='mIoU',
-        factor=1,
-        alone=dict(
-            fpn='plain/fpn_r18-w16_1200_camvid-192x256.py',
-            fcn='plain/fcn_r18-w16_1200_camvid-192x256.py',
-        ),
-        together='collaborative/col_fpn-fcn_r18-w16_1200_camvid-192x256.py',
-        policies=dict(
-            MinLoss=[],
-            Linear=['model.second.type=Linear'],
-            MinLogit=['model.second.type=MinLogit'],
-            ValidationWeighted=[
-                'model.second.type=ValidationWeighted',
-                'model.second.metric=mIoU',
-                'model.second.temperature=5.0',
-            ],
-            General=['model.second.type=General'],
-        ),
+CAMVID = dict(
+    metric='mIoU',
+    factor=1,
+    alone=dict(
+        fpn='plain/fpn_r18-w16_1200_camvid-192x256.py',
+        fcn='plain/fcn_r18-w16_1200_camvid-192x256.py',
     ),
-    bccd=dict(
+    together='collaborative/col_fpn-fcn_r18-w16_1200_camvid-192x256.py',
+    policies=dict(
+        MinLoss=[],
+        Linear=['model.second.type=Linear'],
+        MinLogit=['model.second.type=MinLogit'],
+        ValidationWeighted=[
+            'model.second.type=ValidationWeighted',
+            'model.second.metric=mIoU',
+            'model.second.temperature=5.0',
+        ],
+        General=['model.second.type=General'],
+    ),
+)
+EXPERIMENTS = {
+    'camvid': CAMVID,
+    'camvid-three': dict(
+        CAMVID,
+        alone=dict(CAMVID['alone'], psp='plain/pspnet_r18-w16_1200_camvid-192x256.py'),
+        together='collaborative/col_fpn-fcn-pspnet_r18-w16_1200_camvid-192x256.py',
+    ),
+    'bccd': dict(
         metric='coco/bbox_mAP',
         factor=100,
         alone=dict(
@@ -61,7 +68,7 @@ EXPERIMENTS = dict(
             General=['model.second.type=General', 'train_cfg.val_interval=2'],
         ),
     ),
-)
+}
 
 
 def train(config: str, folder: Path, options: list[str], prefixes: list[str], key: str) -> dict:

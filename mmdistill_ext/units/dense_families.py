@@ -49,6 +49,7 @@ class DenseFamily:
     kind: type
     first = 0  # place of the labels in what the method of targets returns
     targets = 'get_targets'
+    targets_are_boxes = False  # whatever `reg_decoded_bbox` says
     knows_background = True  # its classes are learned there too
 
     def __init__(self, head: nn.Module) -> None:
@@ -81,7 +82,7 @@ class DenseFamily:
 
     def decode_targets(self, priors: Tensor, strides: Tensor, targets: Tensor) -> Tensor:
         """Targets of ``P`` boxes -> boxes ``(P, 4)``."""
-        if getattr(self.head, 'reg_decoded_bbox', True):
+        if self.targets_are_boxes or self.head.reg_decoded_bbox:
             return targets
         return DenseFamily.decode(self, priors, strides, targets)
 
@@ -164,6 +165,7 @@ class GFL(DenseFamily):
 
     kind = GFLHead
     first = 1
+    targets_are_boxes = True
 
     def box_channels(self) -> int:
         """Four sides, ``reg_max + 1`` distances."""
@@ -179,24 +181,17 @@ class GFL(DenseFamily):
             distances = self.head.integral(predicted) * strides[:, None]
         return distance2bbox(self.head.anchor_center(priors), distances)
 
-    def decode_targets(self, priors: Tensor, strides: Tensor, targets: Tensor) -> Tensor:
-        """They are boxes."""
-        return targets
-
 
 class RTMDet(DenseFamily):
     """RTMDet: points, distances, quality targets."""
 
     kind = RTMDetHead
     first = 1
+    targets_are_boxes = True
 
     def decode(self, priors: Tensor, strides: Tensor, predicted: Tensor) -> Tensor:
         """Distances from the point, in pixels."""
         return distance2bbox(priors[:, :2], predicted)
-
-    def decode_targets(self, priors: Tensor, strides: Tensor, targets: Tensor) -> Tensor:
-        """They are boxes."""
-        return targets
 
 
 class FCOS(DenseFamily):
@@ -244,6 +239,7 @@ class YOLOX(DenseFamily):
 
     kind = YOLOXHead
     targets = '_get_targets_single'
+    targets_are_boxes = True
     knows_background = False
     all_rows = ('loss_obj',)
 
@@ -251,10 +247,6 @@ class YOLOX(DenseFamily):
         """As the head does it."""
         points = torch.cat((priors[:, :2], strides[:, None].expand(-1, 2)), 1)
         return self.head._bbox_decode(points, predicted[None])[0]
-
-    def decode_targets(self, priors: Tensor, strides: Tensor, targets: Tensor) -> Tensor:
-        """They are boxes."""
-        return targets
 
     def assigned(self, calls: list[Call], levels: Levels) -> Assigned:
         """One call per image, with the class and the box of its positive points."""
