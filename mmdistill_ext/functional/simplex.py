@@ -18,7 +18,7 @@ CENTRING = 0.1
 """How far a step lowers the barrier; smaller is bolder."""
 INSIDE = 0.99
 """Share of the way to the boundary that a step may go."""
-SEARCHES = 8
+SEARCHES = 6
 """Bisections of a step."""
 ROUNDING = 4
 """A gap of so many units in the last place of the logits is none."""
@@ -83,7 +83,11 @@ def simplex_weights(
 
 
 class _Problem:
-    """The loss's gradient and Hessian with respect to the weights, ``(N, B, U or 1)``."""
+    """The loss's gradient and Hessian with respect to the weights, ``(N, B, U or 1)``.
+
+    Logits are shifted so that the label's is 0, or with ``'bce'`` turned so that every channel's
+    target is 0: on the simplex the losses stay what they are, and no longer need the labels.
+    """
 
     def __init__(
         self,
@@ -97,16 +101,20 @@ class _Problem:
         count, images, channels = logits.shape[:3]
         units = math.prod(target.shape[1:])
         target = target.reshape(images, 1, units)
-        self.valid = target != ignore_index
+        valid = target != ignore_index
         logits = full_precision(logits.detach()).reshape(count, images, channels, units)
-        self.logits = logits.masked_fill(~self.valid, 0)  # 0 times NaN is not 0
         self.softmax = difference == 'ce'
-        binary = channels == 1 and not background
-        classes = torch.arange(channels, device=target.device).view(-1, 1) + binary
-        self.target = (target == classes).to(self.logits)  # the label C has no channel
+        if self.softmax:
+            label = target.long().where(valid, 0).expand(count, *target.shape)
+            logits = logits - logits.gather(2, label)
+        else:
+            binary = channels == 1 and not background
+            classes = torch.arange(channels, device=target.device).view(-1, 1) + binary
+            logits = torch.where(target == classes, -logits, logits)  # the label C has no channel
+        self.logits = logits.masked_fill(~valid, 0)  # which adds nothing to any sum
         self.share = 1.0
         if per == 'image':
-            self.share = 1 / self.valid.sum(-1, keepdim=True).clamp(min=1).to(self.logits)
+            self.share = 1 / valid.sum(-1, keepdim=True).clamp(min=1).to(self.logits)
         self.by_image = per == 'image'
         self.shape = (count, images, 1 if self.by_image else units)
 
@@ -114,14 +122,13 @@ class _Problem:
         """Gradient ``(N, B, U)`` and Hessian ``(N, N, B, U)``."""
         mixture = self.mix(weights)
         away = self.logits - mixture  # smaller numbers, the same derivatives on the simplex
-        spread = mixture.softmax(1) if self.softmax else mixture.sigmoid() * (-mixture).sigmoid()
-        spread = spread.where(self.valid, 0)
-        gradient = self._reduce((away * self.residual(mixture)).sum(2))
+        residual = self.residual(mixture)
+        gradient = (away * residual).sum(2)
+        spread = residual if self.softmax else residual * (-mixture).sigmoid()
         hessian = torch.stack([(away * (spread * part)).sum(2) for part in away])
         if self.softmax:
-            mean = (away * spread).sum(2)
-            hessian = hessian - mean.unsqueeze(0) * mean.unsqueeze(1)
-        return gradient, self._reduce(hessian)
+            hessian = hessian - gradient.unsqueeze(0) * gradient.unsqueeze(1)
+        return self._reduce(gradient), self._reduce(hessian)
 
     def mix(self, weights: Tensor) -> Tensor:
         """``sum_n w_n logits_n``, ``(B, C, U)``."""
@@ -132,9 +139,8 @@ class _Problem:
         return self._reduce((self.residual(mixture) * along).sum(1).unsqueeze(0)).squeeze(0)
 
     def residual(self, mixture: Tensor) -> Tensor:
-        """Derivative of the loss with respect to its logits, ``(B, C, U)``."""
-        spread = mixture.softmax(1) if self.softmax else mixture.sigmoid()
-        return (spread - self.target).where(self.valid, 0)
+        """Derivative of the loss with respect to its logits, ``(B, C, U)``; the label's is free."""
+        return mixture.softmax(1) if self.softmax else mixture.sigmoid()
 
     def rounding(self) -> Tensor:
         """Size of a gap that is no more than rounding, ``(B, U)``."""
@@ -191,7 +197,7 @@ def _search(problem: _Problem, weights: Tensor, step: Tensor, barrier: Tensor) -
     start, along = problem.mix(weights), problem.mix(step)
 
     def rises(length: Tensor) -> Tensor:
-        slope = problem.slope(start + length.unsqueeze(1) * along, along)
+        slope = problem.slope(torch.addcmul(start, length.unsqueeze(1), along), along)
         return slope - barrier * (step / (weights + length * step)).sum(0) > 0
 
     length = high

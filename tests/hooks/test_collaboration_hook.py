@@ -107,11 +107,11 @@ def test_a_metric_that_is_none_names_the_known_ones(root, tmp_path):  # noqa: F8
     ],
 )
 def test_a_name_that_no_metric_can_have_is_refused_at_start(
-    root,
+    root,  # noqa: F811
     tmp_path,
     prefix,
     name,
-    right,  # noqa: F811
+    right,
 ):
     found = rf"without a network's\. Found '{name}', prefixes are \[.*{prefix}"
     cfg = config(root, tmp_path, {**SECONDS['ValidationWeighted'], 'metric': name})
