@@ -90,6 +90,9 @@ class PerNetworkOptimWrapperConstructor:
             for name, network in networks.items()
         }
         _check_alike(wrappers)
+        for name, wrapper in wrappers.items():
+            if wrapper.clip_grad_kwargs:
+                wrapper.grad_name = f'{name}/{wrapper.grad_name}'  # a scalar of the log for each
         return JointOptimWrapper(**wrappers)
 
 

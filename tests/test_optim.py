@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.optim import build_optim_wrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import Runner
@@ -65,6 +66,14 @@ def steps(model, wrapper, count=5, max_count=5):
     return found
 
 
+def gradients(weights, name):
+    """Parameters of a network with their gradients in the first of :func:`steps`."""
+    model = Networks()
+    model.load_state_dict(weights)
+    model(torch.randn(4, 3, generator=torch.Generator().manual_seed(1))).backward()
+    return list(model.students[name].parameters())
+
+
 def same(first, second):
     return all(torch.equal(first[key], second[key]) for key in first)
 
@@ -108,7 +117,10 @@ def test_gradients_are_clipped_for_each_network_by_its_own_norm():
     model, wrapper = per_network(dict(type='SGD', lr=1.0), clip_grad=dict(max_norm=0.01))
     start = {key: value.clone() for key, value in model.state_dict().items()}
     (end,) = steps(model, wrapper, count=1)
+    logged = MessageHub.get_current_instance().log_scalars
     for name in ('a', 'b'):
+        norm = torch.stack([x.grad.norm() for x in gradients(start, name)]).norm().item()
+        assert logged[f'train/{name}/grad_norm'].current() == pytest.approx(norm, rel=1e-4)
         moved = [end[k] - start[k] for k in start if k.startswith(f'students.{name}.')]
         length = torch.cat([x.flatten() for x in moved]).norm().item()
         assert length == pytest.approx(0.01, rel=1e-3)
