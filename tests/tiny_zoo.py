@@ -22,6 +22,8 @@ ZOO = dict(
     deformable='deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
     two_stage='deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py',
     dino='dino/dino-4scale_r50_8xb2-12e_coco.py',
+    conditional='conditional_detr/conditional-detr_r50_8xb2-50e_coco.py',
+    dab='dab_detr/dab-detr_r50_8xb2-50e_coco.py',
 )
 ROI = ('faster', 'mask', 'cascade')
 QUERY = ('detr', 'deformable', 'two_stage', 'dino')
@@ -53,8 +55,8 @@ SIZES = dict(
 def config(name: str, **changes: object) -> dict:
     """Return one of them with ResNet-18s of 8 channels; ``changes`` go to its top level."""
     cfg = resolve_model_cfg(f'mmdet::{ZOO[name]}')
-    # The encoding of proposals has its width fixed in mmdet's code (that of DINO up to 3.3).
-    width = dict(embed_dims=256, num_feats=128) if name in ('two_stage', 'dino') else {}
+    fixed = name in ('two_stage', 'dino', 'conditional')  # in mmdet's code (DINO's up to 3.3)
+    width = dict(embed_dims=256, num_feats=128) if fixed else {}
     _shrink(cfg, {**SIZES, **width})
     cfg.backbone.update(depth=18, init_cfg=None, norm_eval=True, base_channels=8, stem_channels=8)
     stages = cfg.backbone.out_indices

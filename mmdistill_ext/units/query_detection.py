@@ -28,7 +28,7 @@ class QueryUnits(DetectionUnits):
     the last decoder layer. Queries without an object have no partner and are left to the labels.
 
     Args:
-        student: The student, an mmdet DETR, Deformable DETR or DINO.
+        student: The student, an mmdet DETR, Conditional, DAB or Deformable DETR, or DINO.
         teacher: The teacher, any of these; the number of queries may differ.
         head: Path of the student's head, ``'bbox_head'``.
         teacher_head: Path of the teacher's head.
@@ -49,8 +49,8 @@ class QueryUnits(DetectionUnits):
         for rule, own, other in (
             ('the same `num_classes`', self.num_classes, self.teacher_head.num_classes),
             (
-                'both sigmoid or both softmax scores: DETR pairs with DETR, Deformable DETR and '
-                'DINO with each other',
+                'both sigmoid or both softmax scores: DETR pairs with DETR, the others with '
+                'each other',
                 self.sigmoid,
                 self.teacher_head.loss_cls.use_sigmoid,
             ),

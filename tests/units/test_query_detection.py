@@ -9,6 +9,8 @@ from tests.tiny_zoo import overlap
 SEL = dict(type='SelectiveLoss', average='positive', box=dict(distance='iou'))
 PAIRS = {
     **{name: (name, None, {}) for name in tiny_zoo.QUERY},
+    'conditional of dab': ('conditional', 'dab', {}),
+    'dab of deformable': ('dab', 'deformable', {}),
     'deformable of dino': ('deformable', 'dino', {}),
     'dino of deformable': ('dino', 'deformable', {}),
     'many of few': ('detr', 'few', {}),
