@@ -144,8 +144,8 @@ class CollaborationHook(Hook):
         prefixes = [metric.prefix for metric in metrics]
         networks = (*self.model.names, ENSEMBLE)
         for key, name in self._wanted().items():
-            first = name.partition('/')[0]
-            possible = [first == prefix if prefix else first not in networks for prefix in prefixes]
+            own = name.partition('/')[0] in networks
+            possible = [name.startswith(f'{prefix}/') if prefix else not own for prefix in prefixes]
             if prefixes and not any(possible):
                 raise ValueError(
                     f"`{key}` should be a metric's name with its prefix and without a network's. "

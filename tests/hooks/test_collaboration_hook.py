@@ -103,6 +103,7 @@ def test_a_metric_that_is_none_names_the_known_ones(root, tmp_path):  # noqa: F8
         (None, 'a/mIoU', 'mIoU'),
         (None, 'ensemble/mIoU', 'part/mIoU'),  # a metric without a prefix may call it anything
         ('seg', 'mIoU', 'seg/mIoU'),
+        ('seg/val', 'seg/mIoU', 'seg/val/mIoU'),
         ('seg', 'a/seg/mIoU', 'seg/mIoUU'),  # its results show that
     ],
 )
