@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = '1'
 
 import pytest
+import torch
 from hypothesis import settings
 
 from tests.tiny_seg import forget_runs
@@ -16,6 +17,9 @@ from tests.tiny_seg import forget_runs
 # Loaded machines are slow, and a failure must come back on the next run.
 settings.register_profile('repeatable', deadline=None, derandomize=True)
 settings.load_profile('repeatable')
+
+# Memory that nobody has set is NaN: what reads it fails always, not once in a while.
+torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def pytest_report_header() -> str:

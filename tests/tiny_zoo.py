@@ -94,13 +94,18 @@ def build(cfg: dict, seed: int) -> nn.Module:
 def vary(model: nn.Module) -> None:
     """Draw the weights of what predicts wide enough for varied predictions."""
     heads = [getattr(model, name) for name in ('bbox_head', 'roi_head') if hasattr(model, name)]
+    set_level_embed(model)
     with torch.no_grad():
-        if hasattr(model, 'level_embed'):
-            model.level_embed.normal_()
         for head in heads:
             for parameter in head.parameters():
                 if parameter.ndim > 1:
                     parameter.normal_(0, 0.3)
+
+
+def set_level_embed(model: nn.Module) -> None:
+    """Draw what mmdet's DETRs leave as memory happened to be, until `init_weights`."""
+    if hasattr(model, 'level_embed'):
+        nn.init.normal_(model.level_embed)
 
 
 def calm(model: nn.Module) -> nn.Module:

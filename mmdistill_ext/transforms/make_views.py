@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from mmengine.dataset import Compose
 
@@ -9,14 +11,33 @@ from mmdistill_ext.registry import TRANSFORMS
 
 VALUES = ('flip', 'flip_direction', 'img_shape')
 OBJECTS = ('gt_seg_map', 'gt_bboxes', 'gt_masks', 'gt_ignore_flags', 'homography_matrix')
-"""What has to be the same in every view; transforms of the geometry put new objects there."""
+"""What has to be the same in every view, in new objects or not (as Albu's are)."""
+
+
+def same(found: object, before: object) -> bool:
+    """Whether labels, boxes or masks are where they were, to a hundredth of a pixel."""
+    if type(found) is not type(before):
+        return False
+    found, before = (as_array(values) for values in (found, before))
+    if found.dtype.kind == 'f' and found.shape == before.shape:
+        return np.allclose(found, before, rtol=0, atol=0.01)
+    return np.array_equal(found, before)
+
+
+def as_array(values: object) -> np.ndarray:
+    """Masks, boxes or labels as numbers."""
+    for method in ('to_ndarray', 'numpy'):  # mmdet's masks, its boxes
+        if hasattr(values, method):
+            return getattr(values, method)()
+    return np.asarray(values)
 
 
 @TRANSFORMS.register_module()
 class MakeViews:
     """Makes a view of the image for each network: the same geometry, another appearance.
 
-    It stands at the end of the pipeline, before the image is packed. The views are stacked along
+    It stands at the end of the pipeline, before the image is packed. A change of the geometry is
+    seen from the labels, which have to stay where they were. The views are stacked along
     the channels, ``(H, W, 3 * N)``; the distiller hands each network its own.
 
     Args:
@@ -43,6 +64,7 @@ class MakeViews:
     def __call__(self, results: dict) -> dict:
         """Replace ``img`` ``(H, W, 3)`` by the views ``(H, W, 3 * N)``."""
         images = []
+        labels = {key: copy.deepcopy(results.get(key)) for key in OBJECTS}  # some work in place
         for name, transforms in self.views.items():
             found = transforms({**results, 'img': results['img'].copy()})
             if found is None:
@@ -50,7 +72,7 @@ class MakeViews:
                     f'`MakeViews.views.{name}` should not drop an image. Found transforms that did.'
                 )
             changed = [key for key in VALUES if found.get(key) != results.get(key)]
-            changed += [key for key in OBJECTS if found.get(key) is not results.get(key)]
+            changed += [key for key, value in labels.items() if not same(found.get(key), value)]
             if changed or found['img'].shape != results['img'].shape:
                 raise ValueError(
                     f'`MakeViews.views.{name}` should change the look of the image only: the '

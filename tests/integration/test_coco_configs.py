@@ -57,7 +57,9 @@ def save_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
     def save(cfg: ConfigDict) -> str:
         if saved != [cfg]:
-            torch.save(dict(state_dict=build_model(cfg).state_dict()), path)
+            model = build_model(cfg)
+            tiny_zoo.set_level_embed(model)
+            torch.save(dict(state_dict=model.state_dict()), path)
             saved[:] = [cfg]
         return str(path)
 
@@ -112,6 +114,7 @@ def test_built_and_stepped(save_weights: Callable[..., str], name: str):
         detector.backbone.init_cfg = None
     teacher.checkpoint = save_weights(teacher.model)
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
+    tiny_zoo.set_level_embed(model)
     hooks = {hook.type.split('.')[-1] for hook in cfg.custom_hooks}
     assert {'StartCheckHook', 'TeacherShareHook', 'ContrastMaskHook'} <= hooks
     assert ('FitHook' in hooks) == (model.distillation.fit is not None)

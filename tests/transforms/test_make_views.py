@@ -1,11 +1,14 @@
 """Views of one image: what they may change, and what reaches the networks."""
 
+import copy
+
 import mmdet.datasets  # noqa: F401  registers transforms
 import mmseg.datasets  # noqa: F401
 import numpy as np
 import pytest
 import torch
 from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
@@ -105,6 +108,64 @@ def test_a_second_flip_is_refused(kind):
     pipeline = Compose([flip, MakeViews(dict(a=[], b=[flip]))])
     with pytest.raises(ValueError, match='should change the look'):
         pipeline(results(kind))
+
+
+def every_label() -> dict:
+    """What the transforms of the geometry may move, one of each kind."""
+    found = {**results(), **results('mmdet')}
+    corners = np.array([2.0, 3.0, 12.0, 3.0, 12.0, 20.0])
+    return dict(found, gt_masks=PolygonMasks([[corners]], 24, 32), homography_matrix=np.eye(3))
+
+
+@pytest.mark.parametrize('name', ['gt_seg_map', 'gt_bboxes', 'gt_masks', 'gt_ignore_flags'])
+def test_equal_labels_in_new_objects_are_the_same(name):
+    """mmdet's Albu makes new boxes and masks, whatever it does."""
+
+    def anew(results):
+        results[name] = copy.deepcopy(results[name])
+        results['img'] //= 2
+        return results
+
+    found = MakeViews(dict(a=[anew], b=[]))(every_label())
+    assert np.array_equal(found['img'][..., :3], found['img'][..., 3:] // 2)
+
+
+BITS = np.zeros((1, 24, 32), np.uint8)
+BITS[0, 3:20, 2:12] = 1
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('gt_seg_map', np.zeros((24, 32), np.uint8)),
+        ('gt_seg_map', None),
+        ('gt_bboxes', HorizontalBoxes(torch.tensor([[2.0, 3.1, 12.0, 20.0]]))),
+        ('gt_bboxes', HorizontalBoxes(torch.zeros(0, 4))),
+        ('gt_masks', PolygonMasks([[np.array([2.0, 3.0, 12.0, 3.0, 12.0, 18.0])]], 24, 32)),
+        ('gt_masks', BitmapMasks(BITS, 24, 32)),
+        ('gt_ignore_flags', np.array([True])),
+        ('homography_matrix', np.eye(3, 3, 1)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_other_labels_are_refused(name, value):
+    def change(results):
+        return dict(results, **{name: value})
+
+    with pytest.raises(ValueError, match=f'should change the look.*Found a change of {name}\\.'):
+        MakeViews(dict(a=[], b=[change]))(every_label())
+
+
+@pytest.mark.parametrize('name', ['gt_seg_map', 'gt_bboxes', 'gt_ignore_flags'])
+def test_labels_that_are_changed_in_place_are_refused(name):
+    def change(results):
+        values = results[name]
+        values = values.tensor if name == 'gt_bboxes' else values
+        values[...] = 1
+        return results
+
+    with pytest.raises(ValueError, match=f'should change the look.*Found a change of {name}\\.'):
+        MakeViews(dict(a=[], b=[change]))(every_label())
 
 
 def test_a_view_that_drops_the_image_is_refused():
