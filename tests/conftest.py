@@ -11,6 +11,7 @@ os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = '1'
 import pytest
 import torch
 from hypothesis import settings
+from mmengine.runner import set_random_seed
 
 from tests.tiny_seg import forget_runs
 
@@ -41,9 +42,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope='module', autouse=True)
 def no_earlier_runs() -> Iterator[None]:
     """Forget mmengine's global state of other files, so that each runs as it does alone."""
+    set_random_seed(0)
     forget_runs()
     yield
     forget_runs()
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Let each test draw the same, whatever ran before it."""
+    set_random_seed(0)
 
 
 @pytest.fixture(scope='session')
