@@ -125,29 +125,25 @@ class _Pass:
         self.sums = [total.clone() for total in self.totals]  # views cannot be changed in place
         self.gradients = [self._of_leaves(self.seconds)]
         for own in range(len(networks)):
-            one = (
-                None
-                if self.pulls is None
-                else [
-                    gradient if place == own else None for place, gradient in enumerate(self.pulls)
-                ]
-            )
-            self.gradients.append(self._of_leaves(one))
+            self.gradients.append(self._of_leaves(self.pulls, own))
 
     def _new_gradients(self, wanted: bool) -> list | None:
         if not (wanted and self.differentiate):
             return None
         return [reader.new_gradient() for reader in self.networks.readers]
 
-    def _of_leaves(self, gradients: list | None) -> list[Tensor | None] | None:
-        """One per leaf of all networks."""
+    def _of_leaves(
+        self, gradients: list | None, network: int | None = None
+    ) -> list[Tensor | None] | None:
+        """One per leaf of all networks; None for those of others than ``network``."""
         if gradients is None:
             return None
         found = []
-        for reader, own, gradient in zip(
-            self.networks.readers, self.networks.leaves, gradients, strict=True
+        for place, (reader, leaves) in enumerate(
+            zip(self.networks.readers, self.networks.leaves, strict=True)
         ):
-            found += [None] * len(own) if gradient is None else reader.in_shape(gradient)
+            counts = network in (None, place)
+            found += reader.in_shape(gradients[place]) if counts else [None] * len(leaves)
         return found
 
     def _weigh_images(self) -> Tensor:
