@@ -117,7 +117,10 @@ def every_label() -> dict:
     return dict(found, gt_masks=PolygonMasks([[corners]], 24, 32), homography_matrix=np.eye(3))
 
 
-@pytest.mark.parametrize('name', ['gt_seg_map', 'gt_bboxes', 'gt_masks', 'gt_ignore_flags'])
+NAMES = ['gt_seg_map', 'gt_bboxes', 'gt_bboxes_labels', 'gt_masks', 'gt_ignore_flags']
+
+
+@pytest.mark.parametrize('name', NAMES)
 def test_equal_labels_in_new_objects_are_the_same(name):
     """mmdet's Albu makes new boxes and masks, whatever it does."""
 
@@ -128,6 +131,15 @@ def test_equal_labels_in_new_objects_are_the_same(name):
 
     found = MakeViews(dict(a=[anew], b=[]))(every_label())
     assert np.array_equal(found['img'][..., :3], found['img'][..., 3:] // 2)
+
+
+def test_equal_bitmaps_are_the_same():
+    masks = [BitmapMasks(BITS.copy(), 24, 32) for _ in range(2)]
+    views = MakeViews(dict(a=[lambda results: dict(results, gt_masks=masks[1])], b=[]))
+    assert views(dict(every_label(), gt_masks=masks[0]))['img'].shape == (24, 32, 6)
+    masks[1].masks[0, 0, 0] = 1
+    with pytest.raises(ValueError, match='Found a change of gt_masks'):
+        views(dict(every_label(), gt_masks=masks[0]))
 
 
 BITS = np.zeros((1, 24, 32), np.uint8)
@@ -141,6 +153,8 @@ BITS[0, 3:20, 2:12] = 1
         ('gt_seg_map', None),
         ('gt_bboxes', HorizontalBoxes(torch.tensor([[2.0, 3.1, 12.0, 20.0]]))),
         ('gt_bboxes', HorizontalBoxes(torch.zeros(0, 4))),
+        ('gt_bboxes_labels', np.array([2])),
+        ('gt_masks', PolygonMasks([], 24, 32)),
         ('gt_masks', PolygonMasks([[np.array([2.0, 3.0, 12.0, 3.0, 12.0, 18.0])]], 24, 32)),
         ('gt_masks', BitmapMasks(BITS, 24, 32)),
         ('gt_ignore_flags', np.array([True])),
