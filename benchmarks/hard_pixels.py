@@ -16,8 +16,8 @@ from torch import Tensor
 from mmdistill_ext import cli
 from mmdistill_ext.checkpoint import load_weights
 from mmdistill_ext.functional import simple_units
-from mmdistill_ext.measurement import find_pipeline, with_pipeline
 from mmdistill_ext.registry import MODELS
+from mmdistill_ext.round_loader import find_pipeline, with_pipeline
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def main() -> None:
         loaders[name] = Runner.build_dataloader(loader, seed=0)
     model = MODELS.build(cfg.model).eval()
     distillation, term = model.distillation, model.distillation.main_term
-    head = term.units.head
+    head = term.pair.head
 
     counts = count(
         distillation.teacher.model, loaders['train'], head.ignore_index, head.num_classes
@@ -66,7 +66,7 @@ def main() -> None:
         model.load_state_dict(load_weights(path)['state_dict'])
         losses = []
         for loader in loaders.values():
-            total, weight = sum(term.units.gt_loss(model, batch, term.task) for batch in loader)
+            total, weight = sum(term.pair.gt_loss(model, batch, term.fused) for batch in loader)
             losses.append((total / weight).item())
         print(f'{path}: GT loss {losses[0]:.3f} (training), {losses[1]:.3f} (validation)')
 

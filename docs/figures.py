@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mmdistill_ext.functional import exponential_fit, logistic_fit
-from mmdistill_ext.plots import COLORS
+from mmdistill_ext.visualization.curves import COLORS
 
 ROOT = Path(__file__).resolve().parent.parent
 matplotlib.rcParams['svg.hashsalt'] = 'mmdistill_ext'  # the same file every time

@@ -34,13 +34,13 @@ SCORES = 'networks.json'
 def is_distillation(cfg: Config) -> bool:
     """Whether the config's model is a distiller of this package, with a student to stand alone."""
     model = cfg.get('model') or {}
-    return _is_ours(model) and 'student' in model
+    return _is_of_this_package(model) and 'student' in model
 
 
 def is_collaboration(cfg: Config) -> bool:
     """Whether the config's model is several networks that learn together."""
     model = cfg.get('model') or {}
-    return _is_ours(model) and 'students' in model
+    return _is_of_this_package(model) and 'students' in model
 
 
 def plain_config(cfg: Config, network: str | None = None) -> Config:
@@ -78,13 +78,15 @@ def plain_config(cfg: Config, network: str | None = None) -> Config:
     default_hooks = plain.pop('default_hooks', None) or {}
     custom_hooks = plain.pop('custom_hooks', None) or []
     kept = dict(
-        default_hooks={name: hook for name, hook in default_hooks.items() if not _is_ours(hook)},
-        custom_hooks=[hook for hook in custom_hooks if not _is_ours(hook)],
-        custom_imports=_imports_without_us(plain.pop('custom_imports', None) or {}),
+        default_hooks={
+            name: hook for name, hook in default_hooks.items() if not _is_of_this_package(hook)
+        },
+        custom_hooks=[hook for hook in custom_hooks if not _is_of_this_package(hook)],
+        custom_imports=_other_imports(plain.pop('custom_imports', None) or {}),
     )
     plain.update({key: value for key, value in kept.items() if value}, model=student)
     if is_collaboration(cfg):
-        plain = leave_company(plain, network, list(cfg.model.students))
+        plain = for_one_network(plain, network, list(cfg.model.students))
     return Config(plain, filename=cfg.filename)
 
 
@@ -201,11 +203,11 @@ def best_network(checkpoint: str) -> str:
     return scores[str(max(known))]['best']
 
 
-def leave_company(plain: dict, network: str, names: list[str]) -> dict:
+def for_one_network(plain: dict, network: str, names: list[str]) -> dict:
     """Copy a config without what is there for several networks, ``names``."""
-    plain = _alone(plain, (*names, ENSEMBLE))
+    plain = _strip_networks(plain, (*names, ENSEMBLE))
     for key in ('val_evaluator', 'test_evaluator'):
-        if _is_ours(plain.get(key)):
+        if _is_of_this_package(plain.get(key)):
             plain[key] = plain[key]['metrics']
     optim_wrapper = plain.get('optim_wrapper') or {}
     if _is_named(optim_wrapper.get('constructor'), OPTIM_WRAPPER_CONSTRUCTORS):
@@ -223,10 +225,10 @@ def leave_company(plain: dict, network: str, names: list[str]) -> dict:
     return plain
 
 
-def _alone(node: Any, names: tuple[str, ...]) -> Any:
+def _strip_networks(node: Any, names: tuple[str, ...]) -> Any:
     """Copy a config without the views of several networks, their metrics by their plain names."""
     if isinstance(node, dict):
-        node = {key: _alone(value, names) for key, value in node.items()}
+        node = {key: _strip_networks(value, names) for key, value in node.items()}
         if isinstance(node.get('monitor'), str):
             node['monitor'] = _plain_metric(node['monitor'], names)
         if isinstance(node.get('save_best'), str):
@@ -239,7 +241,7 @@ def _alone(node: Any, names: tuple[str, ...]) -> Any:
         return node
     if isinstance(node, (list, tuple)):
         return type(node)(
-            _alone(item, names)
+            _strip_networks(item, names)
             for item in node
             if not (isinstance(item, dict) and _is_named(item.get('type'), TRANSFORMS))
         )
@@ -258,7 +260,7 @@ def _is_named(kind: Any, registry: Registry) -> bool:
     return name.removeprefix(f'{SCOPE}.') in registry.module_dict
 
 
-def _is_ours(node: Any) -> bool:
+def _is_of_this_package(node: Any) -> bool:
     """Whether a config node with a ``type`` is built by this package."""
     if not isinstance(node, Mapping) or 'type' not in node:
         return False
@@ -282,7 +284,7 @@ def _with_test_pipeline(plain: Config) -> Config:
     return Config({**named, **plain.to_dict()})
 
 
-def _imports_without_us(imports: Mapping) -> dict:
+def _other_imports(imports: Mapping) -> dict:
     names = imports.get('imports') or []
     names = [names] if isinstance(names, str) else names
     names = [name for name in names if name.partition('.')[0] != SCOPE]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmdistill_ext.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 
-class JointOptimWrapper(OptimWrapperDict):
+class PerNetworkOptimWrapper(OptimWrapperDict):
     """Optimizer wrappers that are updated from one loss: one backward pass, a step of each."""
 
     @contextmanager
@@ -74,7 +74,7 @@ class PerNetworkOptimWrapperConstructor:
                 f'Found {paramwise_cfg!r} beside them.'
             )
 
-    def __call__(self, model: nn.Module) -> JointOptimWrapper:
+    def __call__(self, model: nn.Module) -> PerNetworkOptimWrapper:
         """Build them."""
         model = model.module if is_model_wrapper(model) else model
         networks = dict(getattr(model, 'students', {}))
@@ -93,7 +93,7 @@ class PerNetworkOptimWrapperConstructor:
         for name, wrapper in wrappers.items():
             if wrapper.clip_grad_kwargs:
                 wrapper.grad_name = f'{name}/{wrapper.grad_name}'  # a scalar of the log for each
-        return JointOptimWrapper(**wrappers)
+        return PerNetworkOptimWrapper(**wrappers)
 
 
 def _check_alike(wrappers: dict[str, OptimWrapper]) -> None:

@@ -1,15 +1,15 @@
 """Registered models that train a student with something besides its labels."""
 
 from mmdistill_ext.distillers.collaborative import CollaborativeDistiller
-from mmdistill_ext.distillers.fit_functions import ConstantFit, ExponentialFit, LogisticFit
-from mmdistill_ext.distillers.second_predictions import (
+from mmdistill_ext.distillers.teacher_student import build_teacher_student
+from mmdistill_ext.policies.fit_functions import ConstantFit, ExponentialFit, LogisticFit
+from mmdistill_ext.policies.second_predictions import (
     General,
     Linear,
     MinLogit,
     MinLoss,
     ValidationWeighted,
 )
-from mmdistill_ext.distillers.teacher_student import build_teacher_student
 
 __all__ = [
     'CollaborativeDistiller',

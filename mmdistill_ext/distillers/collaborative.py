@@ -11,18 +11,18 @@ from mmengine.model import BaseModel, ModuleDict
 from torch import Tensor, nn
 
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
-from mmdistill_ext.distillers.network_inputs import NetworkInputs
 from mmdistill_ext.distillers.recompute import network_loss, recomputed_loss
 from mmdistill_ext.distillers.schedule import Schedule
-from mmdistill_ext.distillers.second_predictions import Kind
 from mmdistill_ext.evaluation import ENSEMBLE
 from mmdistill_ext.functional import Networks, collaborate, networks_correlation
 from mmdistill_ext.functional.checks import check_factor, check_labels, check_positive
 from mmdistill_ext.losses.averages import scale_of
+from mmdistill_ext.policies.second_predictions import Kind
+from mmdistill_ext.preprocessing.network_inputs import NetworkInputs
 from mmdistill_ext.registry import MODELS, SECOND_PREDICTIONS
 from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.joint import JointBoxes, JointUnits
-from mmdistill_ext.units.joint_networks import pair_networks
+from mmdistill_ext.units.joint_pairing import pair_networks
 
 RESERVED = ('best', 'type', 'constructor', 'optimizer', 'paramwise_cfg')
 """What a network cannot be called, because configs and options mean something else by it."""
@@ -48,7 +48,8 @@ class CollaborativeDistiller(BaseModel):
         kl: ``dict(weight=1.0, temperature=1.0, begin=0, warmup=0, stop=None)`` of the pull.
         second_weight: Of the second loss, >= 0.
         box: Detectors: ``dict(weight=1.0, distance='iou'|'l1')`` to make a second prediction of the
-            boxes too (see :class:`~mmdistill_ext.losses.joint_box.JointBoxTerm`); logged as
+            boxes too (see
+            :class:`~mmdistill_ext.losses.boxes.joint_box_term.JointBoxTerm`); logged as
             ``ensemble/loss_box`` and ``<name>/loss_kl_box``.
         sequential_backward: Free each network's activations after its forward and form them again
             when its backward pass comes (a second forward), so that one network's are in memory at
@@ -112,14 +113,14 @@ class CollaborativeDistiller(BaseModel):
         self.box = self._build_box(box)
         self.sequential_backward = sequential_backward
         self._labels_checked = False
-        self.watched = False  # a hook takes the weights from the validation
+        self.has_hook = False  # a hook takes the weights from the validation
 
     def _build_box(self, box: dict | None) -> nn.Module | None:
         if box is None:
             return None
         if self.joint.average != 'positive':
             raise ValueError(f'`box` is for detectors, segmenters have none. Found {box!r}.')
-        from mmdistill_ext.losses.joint_box import JointBoxTerm
+        from mmdistill_ext.losses.boxes.joint_box_term import JointBoxTerm
 
         try:
             return JointBoxTerm(**box)
@@ -164,7 +165,7 @@ class CollaborativeDistiller(BaseModel):
             ValueError: A label is outside of the classes (the first batch is looked at), or the
                 weights should come from the validation and no hook brings them.
         """
-        if self.second.measures and not self.watched:
+        if self.second.weights_from and not self.has_hook:
             raise ValueError(
                 f'`second`={type(self.second).__name__} takes its weights from the validation: it '
                 "needs dict(type='mmdistill_ext.CollaborationHook') in `custom_hooks`. Found none."
@@ -219,7 +220,7 @@ class CollaborativeDistiller(BaseModel):
         return losses
 
     def _boxes_together(self, boxes: JointBoxes, weight: float, scale: Tensor) -> dict[str, Tensor]:
-        second, pulls = self.box(boxes, self.weights if self.second.measures else None)
+        second, pulls = self.box(boxes, self.weights if self.second.weights_from else None)
         losses = {}
         if self.second_weight:
             losses[f'{ENSEMBLE}/loss_box'] = self.second_weight * scale * second
@@ -256,7 +257,7 @@ class CollaborativeDistiller(BaseModel):
         )
 
     def _combine(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
-        if self.second.measures:
+        if self.second.weights_from:
             weights = self.weights
         return self.second.combine(logits, labels, weights, self.kind)
 

@@ -16,7 +16,7 @@ from mmdistill_ext.distillers.teacher import Teacher
 from mmdistill_ext.functional.checks import check_labels
 from mmdistill_ext.registry import MODELS
 from mmdistill_ext.taps import Taps
-from mmdistill_ext.units.base import TaskLoss
+from mmdistill_ext.units.base import FusedCrossEntropy
 
 SUMMED = ('l_soft', 'l_hard')
 """Scalars to which every term on a head adds its share."""
@@ -28,9 +28,9 @@ class Term:
 
     name: str
     loss: nn.Module
-    units: Callable
+    pair: Callable
     schedule: Schedule
-    task: TaskLoss | None = None  # the head's own loss, where a term may form it
+    fused: FusedCrossEntropy | None = None  # the head's own loss, where a term may form it
 
 
 class Distillation:
@@ -73,7 +73,7 @@ class Distillation:
         if self.fit is not None:
             check_task(self.main_term)
         self.classes: tuple[str, ...] = self.teacher.classes or tuple(
-            str(index) for index in range(self.terms[0].units.data_classes)
+            str(index) for index in range(self.terms[0].pair.data_classes)
         )
         self._labels_checked = False
 
@@ -91,12 +91,12 @@ class Distillation:
             raise ValueError(f'`{key}`: {error}') from error
         pair = units(student, self.teacher.model, head, teacher_head, key)
         loss.check(pair.num_classes, pair.sigmoid, pair.background, pair.box_distances)
-        return Term(name, loss, pair, schedule, pair.task_loss(fuse) if fuse else None)
+        return Term(name, loss, pair, schedule, pair.fused_loss(fuse) if fuse else None)
 
     @property
     def main_term(self) -> Term | None:
         """The first term on the head that the student predicts with."""
-        return next((term for term in self.terms if term.units.predicts), None)
+        return next((term for term in self.terms if term.pair.predicts), None)
 
     @property
     def losses(self) -> dict[str, nn.Module]:
@@ -138,31 +138,31 @@ class Distillation:
         active = self.active()
         if not active:
             return student_loss(inputs, data_samples, mode='loss')
-        heads = list(dict.fromkeys(term.units.teacher_tap for term, _ in active))
+        heads = list(dict.fromkeys(term.pair.teacher_tap for term, _ in active))
         teacher_calls = self.teacher(inputs, data_samples, heads)
-        paths = {path: path for term, _ in active for path in term.units.student_taps}
-        replace = {term.units.student_tap: _no_loss for term, _ in active if term.task}
+        paths = {path: path for term, _ in active for path in term.pair.student_taps}
+        replace = {term.pair.student_tap: _no_loss for term, _ in active if term.fused}
         split = self.fit.split() if self.fit else None
         with Taps(student, paths, replace) as taps, ExitStack() as stack:
             first = {}  # head -> the first active term on it
             for term, _ in active:
-                first.setdefault(term.units.student_tap, term)
+                first.setdefault(term.pair.student_tap, term)
             own = {}  # head -> the split of the loss that it forms itself
             for tap, term in first.items():
-                if split and term.units.splits_own:
-                    arguments = (taps, teacher_calls[term.units.teacher_tap], data_samples, split)
-                    own[tap] = stack.enter_context(term.units.split_own(*arguments))
+                if split and term.pair.splits_own:
+                    arguments = (taps, teacher_calls[term.pair.teacher_tap], data_samples, split)
+                    own[tap] = stack.enter_context(term.pair.split_own(*arguments))
             losses = student_loss(inputs, data_samples, mode='loss')
             built = {}  # heads of student and teacher -> their units
             for term, weight in active:
-                pair = term.units
+                pair = term.pair
                 if pair.heads not in built:
                     call = teacher_calls[pair.teacher_tap]
                     arguments = (taps, call, data_samples, split, own.get(pair.student_tap))
                     built[pair.heads] = pair(*arguments)
                 units, leads = built[pair.heads], first[pair.student_tap] is term
                 units = dataclasses.replace(
-                    units, task=term.task if leads else None, own=units.own if leads else None
+                    units, fused=term.fused if leads else None, own=units.own if leads else None
                 )
                 if not self._labels_checked:
                     count = pair.num_classes + pair.background
@@ -191,10 +191,10 @@ def check_task(term: Term | None) -> None:
             "(`head='decode_head'`, 'bbox_head', 'roi_head.bbox_head' or its last stage). Found "
             'none.'
         )
-    if term.task and not term.task.loss_weight > 0:
+    if term.fused and not term.fused.loss_weight > 0:
         raise ValueError(
             '`fit` needs a student with a task loss: the `loss_weight` of its head should be > 0. '
-            f"Found {term.task.loss_weight} in '{term.task.name}'."
+            f"Found {term.fused.loss_weight} in '{term.fused.name}'."
         )
 
 

@@ -6,11 +6,11 @@ import math
 
 from torch import Tensor
 
-from mmdistill_ext.distillers.fit_functions import ConstantFit
 from mmdistill_ext.functional import SPLITS
 from mmdistill_ext.functional.checks import check_choice, check_threshold
+from mmdistill_ext.policies.fit_functions import ConstantFit
 from mmdistill_ext.registry import FIT_FUNCTIONS
-from mmdistill_ext.units.base import Split
+from mmdistill_ext.units.base import SplitRule
 
 
 class Fit:
@@ -28,7 +28,7 @@ class Fit:
 
     Attributes:
         error: The fitting error x; 0 until it is first measured.
-        watched: A hook measures x and takes the records; without one none are kept.
+        has_hook: A hook measures x and takes the records; without one none are kept.
 
     Raises:
         ValueError: A value is out of its range.
@@ -62,7 +62,7 @@ class Fit:
         self.iou = iou
         self.score = score
         self.error = 0.0
-        self.watched = False
+        self.has_hook = False
         self._records: list[Tensor] = []
 
     @property
@@ -84,22 +84,22 @@ class Fit:
             )
         return weight
 
-    def split(self) -> Split:
+    def split(self) -> SplitRule:
         """How the losses of the next step are split.
 
         Raises:
             ValueError: Nothing measures x.
         """
-        if not (self.watched or isinstance(self.function, ConstantFit)):
+        if not (self.has_hook or isinstance(self.function, ConstantFit)):
             raise ValueError(
                 f'`fit.function`={self.function} needs the fitting error. Add '
                 "dict(type='mmdistill_ext.FitHook') to `custom_hooks`; found none."
             )
-        return Split(self.by, self.threshold, self.weight, self.iou, self.score)
+        return SplitRule(self.by, self.threshold, self.weight, self.iou, self.score)
 
     def record(self, sums: Tensor) -> None:
         """Keep the sums of one step, as they lie on the device."""
-        if self.watched:
+        if self.has_hook:
             self._records.append(sums.detach())
 
     def pop_records(self) -> list[Tensor]:

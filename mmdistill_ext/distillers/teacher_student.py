@@ -92,11 +92,11 @@ def _units_for(model: BaseModel) -> Callable:
         from mmseg.models.segmentors import BaseSegmentor
 
         if isinstance(model, BaseSegmentor):
-            from mmdistill_ext.units.segmentation import SegmentationUnits
+            from mmdistill_ext.units.pixel.pair import PixelPair
 
-            return SegmentationUnits
+            return PixelPair
     if has_framework('mmdet'):
-        from mmdistill_ext.units.detectors import is_detector, pair_detectors
+        from mmdistill_ext.units.pairing import is_detector, pair_detectors
 
         if is_detector(model):
             return pair_detectors

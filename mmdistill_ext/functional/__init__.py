@@ -1,9 +1,19 @@
 """The methods' mathematics: PyTorch only, no state."""
 
-from .blockwise import Block, BlockwiseResult, Selection, blockwise_distillation
-from .checks import check_labels
-from .collaboration import CollaborationResult, collaborate, networks_correlation
-from .ensemble import (
+from mmdistill_ext.functional.blocks.reader import Networks
+from mmdistill_ext.functional.blockwise import (
+    Block,
+    BlockwiseResult,
+    Selection,
+    blockwise_distillation,
+)
+from mmdistill_ext.functional.checks import check_labels
+from mmdistill_ext.functional.collaboration import (
+    CollaborationResult,
+    collaborate,
+    networks_correlation,
+)
+from mmdistill_ext.functional.ensemble import (
     error_correlation,
     general_weights,
     linear,
@@ -12,7 +22,7 @@ from .ensemble import (
     mix,
     validation_weights,
 )
-from .fit import (
+from mmdistill_ext.functional.fit import (
     SPLITS,
     FitParts,
     exponential_fit,
@@ -22,16 +32,16 @@ from .fit import (
     logistic_fit,
     simple_images,
     simple_units,
+    weigh_rows,
 )
-from .networks import Networks
-from .selective import (
+from mmdistill_ext.functional.logits.selective import (
     contrast_mask,
     select_units,
     selective_distillation,
     unit_difference,
     unit_distillation,
 )
-from .simplex import GRANULARITIES, SimplexWeights, simplex_weights
+from mmdistill_ext.functional.simplex import GRANULARITIES, SimplexWeights, simplex_weights
 
 __all__ = [
     'GRANULARITIES',
@@ -67,4 +77,5 @@ __all__ = [
     'unit_difference',
     'unit_distillation',
     'validation_weights',
+    'weigh_rows',
 ]

@@ -1,7 +1,7 @@
 """Distillation, its gradient and the task's cross-entropy in one pass, block by block.
 
-The plain composition (:func:`~mmdistill_ext.functional.selective.selective_distillation`) keeps
-some ten tensors of the size of the full-resolution logits. Here each block of units is upsampled,
+The plain composition (:func:`~mmdistill_ext.functional.selective_distillation`) keeps some
+ten tensors of the size of the full-resolution logits. Here each block of units is upsampled,
 compared, and turned into loss and gradient while it is in the processor's cache.
 """
 
@@ -13,9 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .block_pass import SELECTIONS, Block, BlockPass, Selection
-from .block_readers import LevelOrder, UnitOrder, logits_reader
-from .checks import (
+from mmdistill_ext.functional.blocks.distillation_pass import (
+    SELECTIONS,
+    Block,
+    BlockPass,
+    Selection,
+)
+from mmdistill_ext.functional.blocks.readers import LevelOrder, UnitOrder, logits_reader
+from mmdistill_ext.functional.blocks.sums import PassSums
+from mmdistill_ext.functional.checks import (
     check_choice,
     check_class_weight,
     check_difference,
@@ -30,8 +36,7 @@ from .checks import (
     check_units,
     num_label_classes,
 )
-from .fit import SPLITS
-from .pass_sums import PassSums
+from mmdistill_ext.functional.fit import SPLITS
 
 __all__ = [
     'SELECTIONS',
@@ -115,9 +120,9 @@ def blockwise_distillation(
         selection: ``'teacher_better'``, ``'all'``, or a function of a :class:`Block` that gives
             the weight of each unit.
         difference: What decides who wins, see
-            :func:`~mmdistill_ext.functional.selective.unit_difference`.
+            :func:`~mmdistill_ext.functional.logits.selective.unit_difference`.
         distance: What is distilled, see
-            :func:`~mmdistill_ext.functional.selective.unit_distillation`.
+            :func:`~mmdistill_ext.functional.logits.selective.unit_distillation`.
         temperature: > 0.
         ignore_index: Label of units that are not valid.
         class_weight: ``(classes,)``, >= 0, multiplies the weight of each unit by that of its label.

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .block_pass import gradient_of_units
-from .checks import (
+from mmdistill_ext.functional.blocks.distillation_pass import gradient_of_units
+from mmdistill_ext.functional.blocks.reader import Networks
+from mmdistill_ext.functional.blocks.sums import PassSums
+from mmdistill_ext.functional.checks import (
     check_difference,
     check_distance,
     check_temperature,
     num_label_classes,
 )
-from .ensemble import error_correlation
-from .networks import Networks
-from .pass_sums import PassSums
-from .selective import unit_difference, unit_distillation
+from mmdistill_ext.functional.ensemble import error_correlation
+from mmdistill_ext.functional.logits.selective import unit_difference, unit_distillation
 
 __all__ = ['CollaborationResult', 'collaborate', 'networks_correlation']
 
@@ -72,9 +72,9 @@ def collaborate(
         combine: Makes the second prediction of a block.
         weigh_image: Gives the weights of an image, which ``combine`` gets for each unit of it.
         difference: The second loss, see
-            :func:`~mmdistill_ext.functional.selective.unit_difference`.
+            :func:`~mmdistill_ext.functional.logits.selective.unit_difference`.
         distance: Between second prediction (the teacher there) and network, see
-            :func:`~mmdistill_ext.functional.selective.unit_distillation`.
+            :func:`~mmdistill_ext.functional.logits.selective.unit_distillation`.
         temperature: > 0, of the distance.
         second: Whether the second loss is to be differentiated.
         pull: Whether the distances are to be formed; else they are 0.

@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from .checks import (
+from mmdistill_ext.functional.checks import (
     check_base,
     check_choice,
     check_factor,
@@ -23,7 +24,11 @@ from .checks import (
     check_same_size,
     check_threshold,
 )
-from .selective import full_precision, unit_difference, unit_distillation
+from mmdistill_ext.functional.logits.selective import (
+    full_precision,
+    unit_difference,
+    unit_distillation,
+)
 
 __all__ = [
     'SPLITS',
@@ -35,6 +40,7 @@ __all__ = [
     'logistic_fit',
     'simple_images',
     'simple_units',
+    'weigh_rows',
 ]
 
 SPLITS = ('unit', 'image')
@@ -167,7 +173,7 @@ def fit_parts(
         split: By ``'unit'`` (:func:`simple_units`) or ``'image'`` (:func:`simple_images`).
         threshold: Accuracy in (0, 1] from which on an image is simple.
         distance: What is distilled, see
-            :func:`~mmdistill_ext.functional.selective.unit_distillation`.
+            :func:`~mmdistill_ext.functional.logits.selective.unit_distillation`.
         temperature: > 0.
         weight: Factor of the distillation, >= 0.
         ignore_index: Label of units that are not valid.
@@ -206,3 +212,30 @@ def fit_parts(
 def fit_loss(parts: FitParts, f: float | Tensor) -> Tensor:
     """``Loss(x) = L_soft + F(x) L_hard`` (FIT-5; the form is ours, the source's is lost)."""
     return parts.soft + f * parts.hard
+
+
+def weigh_rows(
+    rows: Tensor, simple: Tensor, hard_weight: float, scale: float | Tensor = 1.0
+) -> tuple[Tensor, Tensor]:
+    """``scale * (sum of simple rows + F(x) * sum of hard rows)``.
+
+    Args:
+        rows: ``(n, ...)``, what each row has lost.
+        simple: ``(n, ...)`` bool, the rows that count in full; its later dimensions may be missing.
+        hard_weight: ``F(x)``, >= 0; with 0 hard rows are left out, whatever is in them.
+        scale: Factor of everything.
+
+    Returns:
+        The loss, and ``(2,)`` its parts before ``F(x)``, without gradient.
+    """
+    simple = simple.reshape(*simple.shape, *[1] * (rows.ndim - simple.ndim))
+    if hard_weight == 1:
+        total = rows.sum()
+    elif hard_weight == 0:
+        total = rows.where(simple, 0).sum()
+    else:
+        factor = torch.where(simple, torch.ones_like(simple, dtype=rows.dtype), hard_weight)
+        total = (rows * factor).sum()
+    with torch.no_grad():
+        parts = torch.stack((rows.where(simple, 0).sum(), rows.where(~simple, 0).sum())) * scale
+    return scale * total, parts

@@ -20,7 +20,7 @@ from mmdistill_ext.compat import require_framework
 from mmdistill_ext.hooks.common import plain_datasets, unwrapped_model
 from mmdistill_ext.isolation import isolated_rng
 from mmdistill_ext.registry import HOOKS
-from mmdistill_ext.visualization import write_png
+from mmdistill_ext.visualization.contrast import write_png
 
 if TYPE_CHECKING:  # users of segmentation have no mmdet
     from mmdet.structures import DetDataSample

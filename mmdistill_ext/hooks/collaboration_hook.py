@@ -21,10 +21,10 @@ from mmdistill_ext.evaluation import NetworksEvaluator
 from mmdistill_ext.export import SCORES
 from mmdistill_ext.hooks.common import publish, unwrapped_model
 from mmdistill_ext.isolation import eval_mode, isolated_rng
-from mmdistill_ext.measurement import build_round_loader, labels_first
-from mmdistill_ext.plots import plot_networks
 from mmdistill_ext.registry import HOOKS
+from mmdistill_ext.round_loader import build_round_loader, labels_first
 from mmdistill_ext.transforms import MakeViews
+from mmdistill_ext.visualization.curves import plot_networks
 
 METRICS = ('mIoU', 'coco/bbox_mAP', 'pascal_voc/mAP')
 """What networks are compared by when no metric is named: the first of these there is."""
@@ -82,12 +82,12 @@ class CollaborationHook(Hook):
                 f'{type(self.model).__name__}.'
             )
         check_views(runner.train_dataloader.dataset, self.model.names)
-        if self.model.second.measures:
+        if self.model.second.weights_from:
             self._check_validation(runner)
         self._check_names(runner)
-        if self.model.second.measures:
-            self.model.watched = True
-            if self.model.second.measures == 'errors':
+        if self.model.second.weights_from:
+            self.model.has_hook = True
+            if self.model.second.weights_from == 'errors':
                 self._loader = self._build_loader(runner)
             self._repeats = _stands_at_validation(runner)
 
@@ -108,7 +108,7 @@ class CollaborationHook(Hook):
         self._weights = self._find_weights(runner, metrics)
         weights = self.model.weights if self._weights is None else self._weights
         found = dict(zip(names, weights.tolist(), strict=True))
-        if self.model.second.measures:
+        if self.model.second.weights_from:
             publish(runner.message_hub, {f'val/weight/{name}': w for name, w in found.items()})
         own = {name: scores[name] for name in names if scores[name] is not None}
         best = max(own, key=own.get) if own else None
@@ -166,13 +166,13 @@ class CollaborationHook(Hook):
 
     def _find_weights(self, runner: Runner, metrics: dict) -> Tensor | None:
         second = self.model.second
-        if second.measures == 'metric':
+        if second.weights_from == 'metric':
             scores = [_finite(metrics.get(f'{n}/{second.metric}')) for n in self.model.names]
             if None in scores:
                 _warn(f'Not every network has a {second.metric} yet: the weights stay.')
                 return None
             return second.weights(scores)
-        if second.measures == 'errors':
+        if second.weights_from == 'errors':
             correlation = self._measure(runner)
             if not torch.isfinite(correlation).all() or not correlation.diagonal().mean() > 0:
                 _warn('The errors on held-out images are not finite, or none: the weights stay.')
@@ -203,7 +203,9 @@ class CollaborationHook(Hook):
                 '`val_dataloader`, `val_evaluator` and `val_cfg`. Found none.'
             )
         evaluator = runner.val_loop.evaluator
-        if self.model.second.measures == 'metric' and not isinstance(evaluator, NetworksEvaluator):
+        if self.model.second.weights_from == 'metric' and not isinstance(
+            evaluator, NetworksEvaluator
+        ):
             raise ValueError(
                 f"`second`={kind} needs val_evaluator=dict(type='mmdistill_ext.NetworksEvaluator', "
                 f'metrics=...), which scores every network. Found {type(evaluator).__name__}.'

@@ -11,10 +11,10 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmdistill_ext.functional.selective import contrast_mask
+from mmdistill_ext.functional.logits.selective import contrast_mask
 from mmdistill_ext.hooks.common import unwrapped_model
 from mmdistill_ext.registry import HOOKS
-from mmdistill_ext.visualization import check_contrast_values, contrast_overlay, write_png
+from mmdistill_ext.visualization.contrast import check_contrast_values, contrast_overlay, write_png
 
 
 @HOOKS.register_module()

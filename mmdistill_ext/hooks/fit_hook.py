@@ -18,9 +18,14 @@ from mmdistill_ext.hooks.common import publish, unwrapped_model
 from mmdistill_ext.hooks.fit_state import FitState
 from mmdistill_ext.hooks.start_check_hook import scan_labels
 from mmdistill_ext.isolation import eval_mode, isolated_rng
-from mmdistill_ext.measurement import build_round_loader, find_pipeline, labels_first, with_pipeline
-from mmdistill_ext.plots import plot_fit
 from mmdistill_ext.registry import HOOKS
+from mmdistill_ext.round_loader import (
+    build_round_loader,
+    find_pipeline,
+    labels_first,
+    with_pipeline,
+)
+from mmdistill_ext.visualization.curves import plot_fit
 
 
 @HOOKS.register_module()
@@ -102,7 +107,7 @@ class FitHook(Hook):
         self.loaders = self._build_loaders(runner)
         for name, loader in self.loaders.items():
             loader.sampler.position = self._positions.get(name, 0)
-        self.distillation.fit.watched = True
+        self.distillation.fit.has_hook = True
         self._apply()
         self._start = perf_counter()
 
@@ -168,7 +173,7 @@ class FitHook(Hook):
     def _build_loaders(self, runner: Runner) -> dict[str, DataLoader]:
         key = 'val_dataloader' if self.dataloader is None else 'FitHook.dataloader'
         cfg = runner.cfg.get(key) if self.dataloader is None else self.dataloader
-        if self.distillation.main_term.units.labels_follow_image and cfg:
+        if self.distillation.main_term.pair.is_detection and cfg:
             cfg = {**cfg, 'dataset': labels_first(cfg['dataset'])}
             if self.dataloader is None:  # a detector's loss is divided by its batch's positives
                 cfg['batch_size'] = runner.cfg.train_dataloader.batch_size
@@ -184,7 +189,7 @@ class FitHook(Hook):
 
     def _check(self, runner: Runner, loader: DataLoader, key: str) -> None:
         """A look at the labels, and one sample through the student."""
-        units, dataset = self.distillation.main_term.units, loader.dataset
+        units, dataset = self.distillation.main_term.pair, loader.dataset
         with isolated_rng():
             if not units.has_labels(dataset[0]):
                 raise ValueError(
@@ -211,7 +216,7 @@ class FitHook(Hook):
         amp = isinstance(wrapper, AmpOptimWrapper)
         cast = dict(enabled=amp, dtype=wrapper.cast_dtype if amp else None)
         with eval_mode(model), torch.no_grad(), autocast(**cast):
-            return sum(term.units.gt_loss(model, batch, term.task) for batch in batches)
+            return sum(term.pair.gt_loss(model, batch, term.fused) for batch in batches)
 
     def _take_records(self) -> None:
         records = self.distillation.fit.pop_records()

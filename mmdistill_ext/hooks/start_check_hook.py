@@ -58,7 +58,7 @@ class StartCheckHook(Hook):
             )
         dataset = runner.train_dataloader.dataset
         check_class_order(distillation.teacher.classes, dataset.metainfo.get('classes'))
-        units = distillation.terms[0].units
+        units = distillation.terms[0].pair
         with isolated_rng():
             if self.check_labels and is_main_process():
                 scan_labels(dataset, self.check_labels, units.data_classes, units.ignore_index)

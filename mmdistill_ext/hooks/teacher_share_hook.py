@@ -67,7 +67,7 @@ class TeacherShareHook(Hook):
             if counts is None:
                 continue
             all_reduce(counts)
-            classes = term.units.label_names(distillation.classes) if self.per_class else ()
+            classes = term.pair.label_names(distillation.classes) if self.per_class else ()
             publish(runner.message_hub, shares(counts, term.name, classes))
 
 

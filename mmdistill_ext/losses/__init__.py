@@ -1,6 +1,6 @@
 """Registered losses: shells around :mod:`mmdistill_ext.functional`."""
 
-from mmdistill_ext.losses.kd_loss import KDLoss
-from mmdistill_ext.losses.selective_loss import SelectiveLoss
+from mmdistill_ext.losses.logits.kd_loss import KDLoss
+from mmdistill_ext.losses.logits.selective_loss import SelectiveLoss
 
 __all__ = ['KDLoss', 'SelectiveLoss']

@@ -9,12 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmdistill_ext.units.boxes import Boxes
+
 Painter = Callable[[Tensor, Tensor], dict[str, tuple[Tensor, Tensor]]]
 """Wins and validity of units -> suffix of a name -> maps ``(B, H, W)`` of both."""
 
 
 @dataclass(frozen=True)
-class TaskLoss:
+class FusedCrossEntropy:
     """The head's own cross-entropy, to be formed in the same pass as the distillation.
 
     Mirrors mmseg's ``CrossEntropyLoss(use_sigmoid=False)`` with ``reduction='mean'``.
@@ -27,7 +29,7 @@ class TaskLoss:
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitRule:
     """How the losses are split into simple and hard samples, and what the hard ones weigh (FIT).
 
     Args:
@@ -46,7 +48,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class OwnSplit:
+class SplitResult:
     """How the own loss of a head was split, where the head formed it itself (FIT-4).
 
     Args:
@@ -67,31 +69,6 @@ class OwnSplit:
 
 
 @dataclass(frozen=True)
-class Boxes:
-    """Boxes of a detector's ``P`` positive units, ``(x1, y1, x2, y2)`` in pixels of the input.
-
-    Args:
-        index: Image and unit of each, two of ``(P,)``.
-        student: ``(P, 4)``, with gradient.
-        teacher: ``(P, 4)``.
-        target: ``(P, 4)``, the assigned boxes.
-        scale: ``(P,)``, in pixels, what differences are measured in: stride of the location, side
-            of the RoI, size of the image.
-        student_distribution: ``(P, 4, n)``, logits over the distances of the four sides, of heads
-            that predict them; else None.
-        teacher_distribution: The same of the teacher.
-    """
-
-    index: tuple[Tensor, Tensor]
-    student: Tensor
-    teacher: Tensor
-    target: Tensor
-    scale: Tensor
-    student_distribution: Tensor | None = None
-    teacher_distribution: Tensor | None = None
-
-
-@dataclass(frozen=True)
 class Units:
     """Predictions of student and teacher for the same units, with their labels.
 
@@ -106,7 +83,7 @@ class Units:
         student_align_corners: ``align_corners`` of the student's head.
         teacher_align_corners: ``align_corners`` of the teacher's head.
         classes: Names of the classes, for logs and pictures.
-        task: Set when the loss is to form the head's own cross-entropy in the same pass.
+        fused: Set when the loss is to form the head's own cross-entropy in the same pass.
         split: Set when both are to be split into simple and hard samples.
         background: Sigmoid heads: labels go from 0 to C, which is background.
         boxes: Boxes of the positive units; None where there are none.
@@ -123,12 +100,12 @@ class Units:
     student_align_corners: bool = False
     teacher_align_corners: bool = False
     classes: tuple[str, ...] = ()
-    task: TaskLoss | None = None
-    split: Split | None = None
+    fused: FusedCrossEntropy | None = None
+    split: SplitRule | None = None
     background: bool = False
     boxes: Boxes | None = None
     simple: Tensor | None = None
-    own: OwnSplit | None = None
+    own: SplitResult | None = None
     paint: Painter | None = None
 
 

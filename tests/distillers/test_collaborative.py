@@ -61,7 +61,7 @@ def test_losses_of_segmenters_equal_those_of_the_networks_run_alone(name, count)
     model = distiller(
         segmenters(count), second=second, second_weight=0.5, kl=dict(weight=0.3, temperature=2.0)
     ).double()
-    model.watched = True
+    model.has_hook = True
     model.weights.copy_(WEIGHTS[:count])
     networks = alone(model)
     inputs, samples = seg_batch()

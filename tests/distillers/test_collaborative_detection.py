@@ -104,7 +104,7 @@ def test_boxes_have_a_second_prediction_too(distance, second, monkeypatch):
     students = dict(a=tiny_det.atss(), b=tiny_det.atss(12), c=tiny_det.fcos())
     box = dict(weight=2.0, distance=distance)
     model = distiller(students, second=second, second_weight=0.5, kl=dict(weight=0.3), box=box)
-    model.watched = True
+    model.has_hook = True
     model.weights.copy_(WEIGHTS)
     data = model.data_preprocessor(tiny_det.raw(), True)
     units = []
@@ -177,7 +177,7 @@ def test_segmenters_have_no_boxes():
 )
 def test_every_second_prediction_trains_detectors(second):
     model = distiller(detectors('atss gfl fcos'), second=second)
-    model.watched = True
+    model.has_hook = True
     found = {}
     for boxes in (True, False):
         losses = model(**model.data_preprocessor(tiny_det.raw(boxes), True), mode='loss')

@@ -153,7 +153,7 @@ def test_weights_of_the_validation_need_their_hook(second):
     with pytest.raises(ValueError, match=message):
         model(*arguments, mode='loss')
     model.eval()(*arguments, mode='predict')
-    model.watched = True
+    model.has_hook = True
     model(*arguments, mode='loss')
 
 

@@ -56,7 +56,7 @@ def step(model, boxes=True):
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(name, teachers):
     kinds = ['iou', 'l1'] + ['distribution'] * (name == 'gfl')
     losses = {kind: dict(KD, box=dict(distance=kind)) for kind in kinds}
-    joint = dict(SEL, joint=True)
+    joint = dict(SEL, together=True)
     model = distilled(name, teachers(name, same=True), {**losses, 'sel': SEL, 'joint': joint})
     found, _, gradients = step(model)
     for kind in kinds:
@@ -107,7 +107,7 @@ def test_weight_0_is_the_plain_detector_bit_by_bit(name, teachers):
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_the_detectors_own_losses_are_untouched(name, teachers):
-    model = distilled(name, teachers(name), dict(kd=KD, sel=dict(SEL, joint=True)))
+    model = distilled(name, teachers(name), dict(kd=KD, sel=dict(SEL, together=True)))
     losses, _, gradients = step(model)
     plain, _, expected = step(tiny_det.build(tiny_det.FAMILIES[name](), 0).train())
     assert set(losses) - set(plain) == {
@@ -150,7 +150,7 @@ def test_the_terms_alone_reach_scores_and_boxes(name, teachers):
 @pytest.mark.parametrize('joint', [False, True])
 @pytest.mark.parametrize('name', FAMILIES)
 def test_a_batch_without_any_box_is_finite(name, joint, teachers):
-    losses = dict(kd=KD, sel=dict(SEL, joint=joint), selected=dict(SEL, average='selected'))
+    losses = dict(kd=KD, sel=dict(SEL, together=joint), selected=dict(SEL, average='selected'))
     model = distilled(name, teachers(name), losses)
     found, logged, gradients = step(model, boxes=False)
     for key in ('kd', 'sel', 'selected'):
@@ -199,7 +199,7 @@ def test_the_teacher_sees_what_its_own_preprocessor_would_give(name, change, tea
     ('student', 'teacher'), [('atss', 'gfl'), ('gfl', 'fcos_norm'), ('rtmdet', 'atss')]
 )
 def test_another_family_teaches(student, teacher, teachers):
-    model = distilled(student, teachers(teacher), dict(kd=KD, sel=dict(SEL, joint=True)))
+    model = distilled(student, teachers(teacher), dict(kd=KD, sel=dict(SEL, together=True)))
     found, logged, gradients = step(model)
     assert all(math.isfinite(value) for value in logged.values())
     assert found['bbox.loss_kd'] > 0 < found['bbox.loss_kd_box']
@@ -243,9 +243,9 @@ def test_a_few_steps_towards_the_teacher_bring_scores_and_boxes_closer(teachers)
 @pytest.mark.parametrize('name', FAMILIES)
 def test_bad_boxes_of_background_do_not_spread(name, teachers):
     """Most units are background; what their boxes are, even in the teacher, is of no account."""
-    model = distilled(name, teachers(name), dict(kd=KD, sel=dict(SEL, joint=True)))
+    model = distilled(name, teachers(name), dict(kd=KD, sel=dict(SEL, together=True)))
     inputs, samples = tiny_det.batch(model)
-    pair = model.distillation.main_term.units
+    pair = model.distillation.main_term.pair
     with Taps(model, {path: path for path in pair.student_taps}) as taps:
         model.distillation.teacher.model(inputs, mode='tensor')
         super(DistilledModel, model).forward(inputs, samples, mode='loss')

@@ -10,12 +10,12 @@ import torch
 from mmdistill_ext.distillers import ConstantFit
 from mmdistill_ext.distillers.teacher_student import build_teacher_student
 from mmdistill_ext.functional import unit_distillation
-from mmdistill_ext.losses.box import BoxTerm
+from mmdistill_ext.losses.boxes.box_term import BoxTerm
 from mmdistill_ext.taps import Taps
-from mmdistill_ext.units.base import Split
-from mmdistill_ext.units.dense_families import ATSS
-from mmdistill_ext.units.dense_pairing import DensePairing, DenseSplit
-from mmdistill_ext.units.detection import IGNORED, ground_truth
+from mmdistill_ext.units.base import SplitRule
+from mmdistill_ext.units.dense.families import ATSS
+from mmdistill_ext.units.dense.step import DenseSplit, DenseStep
+from mmdistill_ext.units.detector_pair import IGNORED, ground_truth
 from tests import tiny_det
 from tests.tiny_zoo import in_one
 
@@ -27,7 +27,7 @@ FAMILIES = {
 }
 SPLITS = ('unit', 'image')
 KD = dict(type='KDLoss', average='positive', box=dict(distance='iou'))
-SEL = dict(type='SelectiveLoss', average='positive', box=dict(distance='l1'), joint=True)
+SEL = dict(type='SelectiveLoss', average='positive', box=dict(distance='l1'), together=True)
 BOTH = dict(kd=KD, sel={**SEL, 'weight': 0.7})
 NOT_SEEN = 0.999  # a score that this teacher never reaches
 IOU = 0.2
@@ -71,7 +71,7 @@ def prepare(model, name):
 def build(name, teacher, losses=BOTH):
     fit = dict(function=dict(type='ConstantFit'), iou=IOU)
     model = build_teacher_student(FAMILIES[name](), teacher, losses, fit=fit)
-    model.distillation.fit.watched = True
+    model.distillation.fit.has_hook = True
     return prepare(model, name)
 
 
@@ -119,7 +119,7 @@ class Reference:
 
     def __init__(self, name, model):
         self.name, self.model = name, model
-        self.pair = model.distillation.main_term.units
+        self.pair = model.distillation.main_term.pair
         student = prepare(tiny_det.build(FAMILIES[name](), 0), name)
         inputs, self.samples = tiny_det.batch(student)
         self.modules = {k: m for k, m in student.bbox_head.named_children() if k[:5] == 'loss_'}
@@ -130,7 +130,7 @@ class Reference:
         self.call = model.distillation.teacher(inputs, self.samples, [head])[head]
         self.taps = taps
         self.units = self.pair(taps, self.call, self.samples)
-        self.found = DensePairing(self.pair, taps, self.call)
+        self.found = DenseStep(self.pair, taps, self.call)
 
     def confidence(self):
         """Scores of the teacher, ``(B, N, C)``, and with a softmax that of background."""
@@ -148,7 +148,7 @@ class Reference:
         labels = self.units.labels
         return labels.where(labels != IGNORED, 3) if family(self.name) == 'yolox' else labels
 
-    def right_units(self, score):
+    def correct_units(self, score):
         """FIT-3, unit by unit."""
         boxes, right = self.units.boxes, torch.zeros(self.units.labels.shape, dtype=torch.bool)
         ious = {
@@ -246,7 +246,7 @@ def test_the_parts_are_the_losses_of_simple_and_of_hard_units(name, coarse, spli
     logged, _, (sums,) = step(model, 0.25, split, score=score)
     labels, every = reference.labels(), reference.found.all_assigned.labels
     if split == 'unit':
-        simple = reference.right_units(score)
+        simple = reference.correct_units(score)
         start = every.shape[1] - simple.shape[1]  # of levels that the teacher has not
         whole = torch.cat((torch.ones(3, start, dtype=torch.bool), simple), 1)
         samples = [simple.sum().item(), (labels != IGNORED).sum().item()]
@@ -414,8 +414,8 @@ def see_it_in_the_ignored_region_alone(scores, deltas, index):
 def test_an_image_is_simple_when_all_objects_are_found_and_nothing_else(change, simple, teachers):
     reference = Reference('atss', build('atss', teachers('atss')))
     reference.call.output = answer(reference, change)
-    pairing = DensePairing(reference.pair, reference.taps, reference.call)
-    split = Split('image', 0.9, 1.0, iou=0.5, score=0.3)
+    pairing = DenseStep(reference.pair, reference.taps, reference.call)
+    split = SplitRule('image', 0.9, 1.0, iou=0.5, score=0.3)
     found = DenseSplit(pairing, ground_truth(reference.samples), split)
     assert found.right.tolist() == simple
     assert torch.equal(found.simple, torch.tensor(simple)[:, None].expand(found.simple.shape))

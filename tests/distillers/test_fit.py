@@ -11,7 +11,7 @@ from mmdistill_ext.distillers.fit import Fit
 from mmdistill_ext.distillers.teacher_student import build_teacher_student
 from mmdistill_ext.functional import exponential_fit, fit_parts, logistic_fit, simple_units
 from mmdistill_ext.registry import FIT_FUNCTIONS
-from mmdistill_ext.units.base import Split
+from mmdistill_ext.units.base import SplitRule
 from tests import tiny_seg
 
 KD = dict(type='KDLoss', temperature=2.0)
@@ -49,22 +49,24 @@ def test_functions_are_those_of_the_functional_package():
 def test_fit_is_built_from_a_config(wrap, prefix):
     fit = Fit(wrap(type=f'{prefix}ExponentialFit', b=4.0), split='image', threshold=0.8)
     assert fit.function == ExponentialFit(b=4.0)
-    assert (fit.by, fit.threshold, fit.error, fit.watched) == ('image', 0.8, 0.0, False)
+    assert (fit.by, fit.threshold, fit.error, fit.has_hook) == ('image', 0.8, 0.0, False)
     assert fit.weight == 1
     fit.error = -0.5
     assert fit.weight == 0.5
-    fit.watched = True
-    assert fit.split() == Split('image', 0.8, 0.5)
+    fit.has_hook = True
+    assert fit.split() == SplitRule('image', 0.8, 0.5)
 
 
 def test_defaults():
     fit = Fit(CONSTANT)
-    assert fit.split() == Split('unit', 0.9, 1.0, iou=0.5, score=0.3)
+    assert fit.split() == SplitRule('unit', 0.9, 1.0, iou=0.5, score=0.3)
 
 
 def test_rules_of_detectors():
-    assert Fit(CONSTANT, iou=1, score=0).split() == Split('unit', 0.9, 1.0, 1, 0)
-    assert Fit(CONSTANT, 'image', iou=0.7, score=0.1).split() == Split('image', 0.9, 1, 0.7, 0.1)
+    assert Fit(CONSTANT, iou=1, score=0).split() == SplitRule('unit', 0.9, 1.0, 1, 0)
+    assert Fit(CONSTANT, 'image', iou=0.7, score=0.1).split() == SplitRule(
+        'image', 0.9, 1, 0.7, 0.1
+    )
 
 
 def test_a_function_of_ones_own(register):
@@ -92,7 +94,7 @@ def test_a_function_that_gives_no_weight_is_refused(register, value):
             return value
 
     fit = Fit(dict(type='OddFit'))
-    fit.watched, fit.error = True, -0.25
+    fit.has_hook, fit.error = True, -0.25
     message = rf'`fit.function` should give a finite F\(x\) >= 0. Found {value} .*OddFit.*x=-0.25'
     with pytest.raises(ValueError, match=message):
         fit.split()
@@ -142,7 +144,7 @@ def test_only_a_constant_needs_no_hook():
         fit = Fit(dict(type=name))
         with pytest.raises(ValueError, match=f'{name}.*needs the fitting error.*FitHook'):
             fit.split()
-        fit.watched = True
+        fit.has_hook = True
         assert fit.split().hard_weight == 1
 
 
@@ -150,7 +152,7 @@ def test_records_are_kept_only_when_somebody_takes_them():
     fit = Fit(CONSTANT)
     fit.record(torch.ones(4))
     assert fit.pop_records() == []
-    fit.watched = True
+    fit.has_hook = True
     fit.record(torch.ones(4, requires_grad=True))
     fit.record(torch.zeros(4))
     first, second = fit.pop_records()
@@ -263,7 +265,7 @@ def test_it_is_the_fit_loss_of_the_two_models(teacher, batch):
 
 def test_terms_on_one_head_share_its_own_loss(teacher, batch):
     model = distilled(teacher, TERMS['both'])
-    model.distillation.fit.watched = True
+    model.distillation.fit.has_hook = True
     found = model(*batch, mode='loss')
     assert [key for key in found if 'loss_ce' in key] == ['decode.loss_ce']
     parts = 0
@@ -284,7 +286,7 @@ def test_the_task_is_handed_to_the_next_active_term(teacher, batch, iteration, l
     losses = {first: {**losses[first], 'begin': 2, 'stop': 4}, second: {**losses[second]}}
     losses[second]['stop'] = 3
     model = distilled(teacher, losses, fit=HALVED).eval()
-    model.distillation.fit.watched = True
+    model.distillation.fit.has_hook = True
     tasks, records = [], []
     for value in range(5):
         iteration(value)
@@ -302,7 +304,7 @@ def test_the_task_is_handed_to_the_next_active_term(teacher, batch, iteration, l
 def test_records_are_the_task_loss_of_the_main_head(teacher, batch):
     losses = dict(aux={**KD, 'head': 'auxiliary_head'}, kd=KD)
     model = distilled(teacher, losses, with_auxiliary(), HALVED).eval()
-    model.distillation.fit.watched = True
+    model.distillation.fit.has_hook = True
     found = model(*batch, mode='loss')
     (sums,) = model.distillation.fit.pop_records()
     plain = distilled(teacher, losses, with_auxiliary(), fit=None).eval()(*batch, mode='loss')
@@ -336,7 +338,7 @@ def test_without_a_hook_the_first_step_is_refused(teacher, batch):
     model = distilled(teacher, dict(kd=KD), fit=dict(type='ExponentialFit'))
     with pytest.raises(ValueError, match='`fit.function`.*ExponentialFit.*FitHook.*custom_hooks'):
         model(*batch, mode='loss')
-    model.distillation.fit.watched = True
+    model.distillation.fit.has_hook = True
     model.distillation.fit.error = -0.5
     assert model(*batch, mode='loss')['decode.l_hard'] > 0
 

@@ -12,7 +12,7 @@ from tests import tiny_zoo
 
 KD = dict(type='KDLoss', average='positive', box=dict(distance='iou', weight=0.5))
 SEL = dict(KD, type='SelectiveLoss')
-LOSSES = dict(kd=KD, sel=SEL, joint=dict(SEL, joint=True, weight=2.0))
+LOSSES = dict(kd=KD, sel=SEL, joint=dict(SEL, together=True, weight=2.0))
 NAMES = tiny_zoo.QUERY
 
 
@@ -45,7 +45,7 @@ def fit(model, by, c, score=0.99):
     """Let the model split by the teacher."""
     function = dict(type='ConstantFit', c=c)
     model.distillation.fit = build_fit(dict(function=function, split=by, iou=0.05, score=score))
-    model.distillation.fit.watched = True
+    model.distillation.fit.has_hook = True
     return model
 
 
@@ -202,7 +202,7 @@ def test_the_recorded_sums_are_the_heads_own_loss(name, by, models):
 @pytest.mark.parametrize('name', NAMES)
 def test_the_second_gt_loss_is_the_first_and_changes_nothing(name, models):
     model = models(name)
-    pair = model.distillation.main_term.units
+    pair = model.distillation.main_term.pair
     data = tiny_zoo.tiny_det.raw()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]

@@ -16,7 +16,7 @@ from tests import tiny_zoo
 KD = dict(type='KDLoss', average='positive', box=dict(distance='iou', weight=0.5))
 SEL = dict(KD, type='SelectiveLoss')
 MASK = dict(type='SelectiveLoss', average='valid')
-KINDS = dict(kd=KD, sel=SEL, joint=dict(SEL, joint=True, weight=2.0))
+KINDS = dict(kd=KD, sel=SEL, joint=dict(SEL, together=True, weight=2.0))
 STAGE = {
     f'{name}{stage}': dict(cfg, head=f'roi_head.bbox_head.{stage}')
     for stage in (0, 2)
@@ -70,7 +70,7 @@ def fit(model, by, c, score=0.6):
     function = dict(type='ConstantFit', c=c)
     cfg = dict(function=function, split=by, iou=0.6, score=score, threshold=0.5)
     model.distillation.fit = build_fit(cfg)
-    model.distillation.fit.watched = True
+    model.distillation.fit.has_hook = True
     return model
 
 
@@ -82,7 +82,7 @@ def test_losses_are_the_sums_of_the_definition(name, models):
     found = tiny_zoo.step(model, tiny_zoo.batch(model))
     terms = zip(model.distillation.terms, found.units, strict=True)
     for term, units in terms:
-        key = f'{term.units.prefix}.loss_{term.name}'
+        key = f'{term.pair.prefix}.loss_{term.name}'
         joint, selective = 'joint' in term.name, 'kd' not in term.name
         if 'mask' in term.name:  # a pixel is a unit: too many for one by one
             truth = units.labels.double()
@@ -283,7 +283,7 @@ def test_the_parts_of_the_own_loss_are_those_of_its_rows(name, by, models):
             teacher.get_submodule(path).fc_cls.bias[2] -= 50
     done = set()
     for term, units in zip(model.distillation.terms, found.units, strict=True):
-        key = term.units.prefix
+        key = term.pair.prefix
         if units.own is None:
             continue
         done.add(key)
@@ -327,7 +327,7 @@ def test_the_recorded_sums_are_the_heads_own_loss(name, by, models):
     own = expected[f'{stage}loss_cls'] + expected[f'{stage}loss_bbox']
     found = tiny_zoo.step(model, data)
     (sums,) = model.distillation.fit.pop_records()
-    place = [term.units.predicts for term in model.distillation.terms].index(True)
+    place = [term.pair.predicts for term in model.distillation.terms].index(True)
     units = found.units[place]
     valid = units.labels != -1
     simple = (units.simple & valid).sum() if by == 'unit' else units.simple[:, 0].sum()
@@ -338,7 +338,7 @@ def test_the_recorded_sums_are_the_heads_own_loss(name, by, models):
 @pytest.mark.parametrize('name', NAMES)
 def test_the_second_gt_loss_is_the_first_and_changes_nothing(name, models):
     model = models(name)
-    pair = model.distillation.main_term.units
+    pair = model.distillation.main_term.pair
     data = tiny_zoo.raw()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]

@@ -17,7 +17,7 @@ from mmdistill_ext.functional import (
     unit_difference,
     unit_distillation,
 )
-from mmdistill_ext.functional.networks import CHUNK
+from mmdistill_ext.functional.blocks.reader import CHUNK
 
 NAN = float('nan')
 SIZE = (6, 10)

@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmdistill_ext.hooks.contrast_mask_hook import ContrastMaskHook
-from mmdistill_ext.visualization import contrast_overlay
+from mmdistill_ext.visualization.contrast import contrast_overlay
 from tests import tiny_seg
 
 

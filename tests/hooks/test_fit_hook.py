@@ -99,9 +99,9 @@ def test_fit_loss_without_the_hook(cfg):
 
 
 def test_loss_that_is_not_finite_stops_the_run(cfg, monkeypatch):
-    from mmdistill_ext.units.segmentation import SegmentationUnits
+    from mmdistill_ext.units.pixel.pair import PixelPair
 
-    monkeypatch.setattr(SegmentationUnits, 'gt_loss', lambda *_: torch.tensor([float('nan'), 1.0]))
+    monkeypatch.setattr(PixelPair, 'gt_loss', lambda *_: torch.tensor([float('nan'), 1.0]))
     with pytest.raises(ValueError, match=r'FIT, iteration 1: `val_gt_loss` should be finite'):
         history(cfg)
 

@@ -36,7 +36,7 @@ def test_built_and_stepped(tmp_path, name):
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
     if model.distillation.fit is not None:
         assert {'FitHook'} < {hook.type.split('.')[-1] for hook in cfg.custom_hooks}
-        model.distillation.fit.watched = True  # as that hook says
+        model.distillation.fit.has_hook = True  # as that hook says
     labels = torch.randint(0, 19, (2, 64, 64))
     losses = model(torch.randn(2, 3, 64, 64), tiny_seg.samples(labels), mode='loss')
     total, log = model.parse_losses(losses)

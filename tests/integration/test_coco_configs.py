@@ -119,7 +119,7 @@ def test_built_and_stepped(save_weights: Callable[..., str], name: str):
     assert {'StartCheckHook', 'TeacherShareHook', 'ContrastMaskHook'} <= hooks
     assert ('FitHook' in hooks) == (model.distillation.fit is not None)
     if model.distillation.fit is not None:
-        model.distillation.fit.watched = True  # as that hook says
+        model.distillation.fit.has_hook = True  # as that hook says
     total, log = model.parse_losses(model(*batch(model), mode='loss'))
     total.backward()
     assert torch.isfinite(total)

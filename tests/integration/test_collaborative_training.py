@@ -336,7 +336,7 @@ def test_mixed_precision_gives_the_losses_of_full_precision(root, tmp_path, seco
     tiny_seg.forget_runs()
     runner = Runner.from_cfg(cfg)
     model = runner.model.train()
-    model.watched = True
+    model.has_hook = True
     batch = model.data_preprocessor(next(iter(runner.train_dataloader)), True)
     found = []
     for enabled in (False, True):

@@ -8,7 +8,7 @@ from fit_section import fit_numbers, fit_state
 from results import Demo, Measure, Model, curve, make_model, read_metrics, read_scalars
 from tables import learning_curves, swatches, teacher_curves
 
-from mmdistill_ext.visualization import CONTRAST_COLORS
+from mmdistill_ext.visualization.contrast import CONTRAST_COLORS
 
 MEASURE = Measure(mean='mAP', single='AP', key='coco/bbox_mAP', scale=100.0)
 FRAMEWORKS = ('mmdetection', 'mmdet')

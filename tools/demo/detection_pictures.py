@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 from results import Demo, latest_log
 from tables import NAMES, table
 
-from mmdistill_ext.visualization import CONTRAST_COLORS, CONTRAST_VALUES
+from mmdistill_ext.visualization.contrast import CONTRAST_COLORS, CONTRAST_VALUES
 
 SCENES_SHOWN = 5
 MIN_SCORE = 0.3

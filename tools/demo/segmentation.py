@@ -10,7 +10,7 @@ from fit_section import fit_numbers, fit_state
 from results import Demo, Measure, Model, make_model, read_metrics, read_scalars
 from tables import NAMES, learning_curves, swatches, table, teacher_curves
 
-from mmdistill_ext.visualization import CONTRAST_COLORS, CONTRAST_VALUES
+from mmdistill_ext.visualization.contrast import CONTRAST_COLORS, CONTRAST_VALUES
 
 MEASURE = Measure(mean='mIoU', single='IoU', key='mIoU')
 FRAMEWORKS = ('mmsegmentation',)

@@ -1,0 +1,1 @@
+"""Logits read, compared and differentiated block by block."""

@@ -1,0 +1,1 @@
+"""Losses of logits, one method per file."""

@@ -1,0 +1,1 @@
+"""Losses of a detector's boxes."""

@@ -1,0 +1,71 @@
+"""Distillation of a detector's boxes."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmdistill_ext.functional import unit_distillation
+from mmdistill_ext.functional.checks import check_choice, check_factor, check_positive
+from mmdistill_ext.units.boxes import Boxes, overlaps
+
+BOX_DISTANCES = ('iou', 'l1', 'distribution')
+
+
+class BoxTerm(nn.Module):
+    """Distance between the boxes of student and teacher on positive units.
+
+    ``iou``: 1 - GIoU; a teacher's box thinner than a pixel teaches nothing. ``l1``: mean of the
+    four absolute differences, in ``Boxes.scale`` (strides, sides of the RoI, sizes of the image).
+    ``distribution``: ``T^2 KL`` between the distributions over the distances of a side, averaged
+    over the sides, for heads that predict them (GFL; cf. LD, https://arxiv.org/abs/2102.12252).
+
+    Args:
+        weight: Factor beside the classification's, >= 0.
+        distance: ``'iou'``, ``'l1'`` or ``'distribution'``.
+        temperature: > 0, of ``'distribution'``.
+
+    Raises:
+        ValueError: When an argument is outside what is named above.
+    """
+
+    def __init__(
+        self, weight: float = 1.0, distance: str = 'iou', temperature: float = 1.0
+    ) -> None:
+        super().__init__()
+        check_factor('box.weight', weight)
+        check_choice('box.distance', distance, BOX_DISTANCES)
+        check_positive('box.temperature', temperature)
+        self.weight = weight
+        self.distance = distance
+        self.temperature = temperature
+
+    def forward(self, boxes: Boxes, selected: Tensor) -> Tensor:
+        """Distance of each positive unit.
+
+        Args:
+            boxes: Of ``P`` units.
+            selected: ``(P,)`` bool.
+
+        Returns:
+            ``(P,)``; exactly 0, with gradient 0, where not selected.
+        """
+        if self.distance == 'iou':  # the gradient of GIoU explodes where there is no area
+            sides = boxes.teacher[..., 2:] - boxes.teacher[..., :2]
+            selected = selected & (sides >= 1).all(-1)
+        chosen = selected.unsqueeze(-1)
+        if self.distance == 'distribution':
+            student, teacher = (
+                x.masked_fill(~chosen.unsqueeze(-1), 0).movedim(-1, 1)
+                for x in (boxes.student_distribution, boxes.teacher_distribution)
+            )
+            units = unit_distillation(student, teacher, 'kl', self.temperature).mean(-1)
+        else:
+            # Where nothing is selected the two are made equal: distance and gradient are 0.
+            teacher = boxes.teacher.detach()
+            student = boxes.student.where(chosen, teacher)
+            if self.distance == 'l1':
+                units = F.l1_loss(student, teacher, reduction='none').mean(-1) / boxes.scale
+            else:
+                units = 1 - overlaps(student, teacher, 'giou')
+        return units.where(selected, 0)

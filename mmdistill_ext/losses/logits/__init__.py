@@ -1,0 +1,1 @@
+"""Losses of units: shells around the block-wise pass."""

@@ -1,0 +1,45 @@
+"""Plain knowledge distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmdistill_ext.functional.checks import check_choice
+from mmdistill_ext.losses.logits.pair_loss import PairLoss
+from mmdistill_ext.registry import MODELS
+
+
+@MODELS.register_module()
+class KDLoss(PairLoss):
+    """Distils on every valid unit (Hinton et al., https://arxiv.org/abs/1503.02531).
+
+    Args:
+        distance: ``'kl'``, ``'reverse_kl'``, ``'mse'`` or ``'bce'``; by default ``'kl'``, and
+            ``'bce'`` for sigmoid heads.
+        temperature: > 0; ``'kl'``, ``'reverse_kl'`` and ``'bce'`` are multiplied by its square.
+        class_weight: Weight of each label class, >= 0.
+        average: Over all ``'valid'`` units or, as detectors do, the number of ``'positive'`` ones.
+        box: For detectors: ``dict(weight=..., distance='iou'|'l1'|'distribution')`` distils the
+            boxes of positive units too, see :class:`~mmdistill_ext.losses.boxes.box_term.BoxTerm`.
+
+    Raises:
+        ValueError: When an argument is outside what is named above.
+    """
+
+    def __init__(
+        self,
+        distance: str | None = None,
+        temperature: float = 1.0,
+        class_weight: Sequence[float] | None = None,
+        average: str = 'valid',
+        box: dict | None = None,
+    ) -> None:
+        check_choice('average', average, ('valid', 'positive'))
+        super().__init__(
+            'all',
+            distance=distance,
+            temperature=temperature,
+            class_weight=class_weight,
+            average=average,
+            box=box,
+        )

@@ -1,0 +1,1 @@
+"""Small registered classes, each one choice that a method leaves open."""

@@ -1,0 +1,1 @@
+"""Anchors and points of single-stage detectors."""

@@ -1,0 +1,45 @@
+"""What pairs the heads of several networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from mmdistill_ext.compat import has_framework
+
+
+def pair_networks(networks: Mapping[str, nn.Module]) -> object:
+    """Pair the heads that the networks predict with.
+
+    Args:
+        networks: Name -> network.
+
+    Returns:
+        A :class:`~mmdistill_ext.units.pixel.joint.JointPixels` or
+        :class:`~mmdistill_ext.units.dense.joint.JointDense`.
+
+    Raises:
+        ValueError: They are not all segmenters, nor all single-stage detectors.
+    """
+    if has_framework('mmseg'):
+        from mmseg.models.segmentors import EncoderDecoder
+
+        if all(isinstance(network, EncoderDecoder) for network in networks.values()):
+            from mmdistill_ext.units.pixel.joint import JointPixels
+
+            return JointPixels(networks)
+    if has_framework('mmdet'):
+        from mmdet.models.detectors import SingleStageDetector
+
+        if all(isinstance(network, SingleStageDetector) for network in networks.values()):
+            from mmdistill_ext.units.dense.joint import JointDense
+
+            return JointDense(networks)
+    found = {name: type(network).__name__ for name, network in networks.items()}
+    raise ValueError(
+        '`students` should all be segmentors of mmsegmentation (EncoderDecoder), or all '
+        'single-stage detectors of mmdetection: pixels pair with pixels, anchors and points with '
+        f'anchors and points; RoIs and queries, which every network picks itself, do not. Found '
+        f'{found}.'
+    )

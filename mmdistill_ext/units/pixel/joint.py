@@ -1,0 +1,136 @@
+"""Units of several segmenters: pixels (COL-8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from mmseg.structures import SegDataSample
+from torch import Tensor, nn
+
+from mmdistill_ext.taps import Taps
+from mmdistill_ext.units.joint import JointUnits, shallow_copy, with_networks
+from mmdistill_ext.units.pixel.pair import find_head, is_sigmoid, seg_logits
+
+HEAD = 'decode_head'
+
+
+class JointPixels:
+    """Pairs the heads that several segmenters predict with, pixel by pixel of the labels.
+
+    The logits are taken from the arguments of each head's own ``loss_by_feat``. They stay at their
+    heads' strides, which may differ; the labels are those of the batch, at full size.
+
+    Args:
+        networks: Name -> an mmseg segmentor.
+
+    Raises:
+        ValueError: A head has no per-pixel logits, or the heads differ in classes, output
+            channels, the label that they ignore, or softmax and sigmoid.
+    """
+
+    background = False
+    average = 'valid'
+    prefix = 'decode.'  # of the head's own losses
+
+    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+        self.heads = {
+            name: find_head(network, HEAD, f'students.{name}') for name, network in networks.items()
+        }
+        (first, lead), *others = self.heads.items()
+        for name, head in others:
+            for what in ('num_classes', 'out_channels', 'ignore_index', 'use_sigmoid'):
+                mine, its = (
+                    is_sigmoid(x) if what == 'use_sigmoid' else getattr(x, what)
+                    for x in (lead, head)
+                )
+                if mine != its:
+                    raise ValueError(
+                        f'`students` should have heads of the same `{what}`. Found {mine} in '
+                        f"'{first}', {its} in '{name}'."
+                    )
+        self.num_classes: int = lead.num_classes
+        self.ignore_index: int = lead.ignore_index
+        self.sigmoid = is_sigmoid(lead)
+
+    @staticmethod
+    def labels_of(sample: SegDataSample) -> Tensor:
+        """All labels of an image."""
+        return sample.gt_sem_seg.data
+
+    def taps(self, name: str) -> tuple[str, ...]:
+        """Paths to tap in a network."""
+        return (f'{HEAD}.loss_by_feat',)
+
+    def __call__(
+        self,
+        taps: Mapping[str, Taps],
+        data_samples: Mapping[str, list[SegDataSample]],
+        boxes: bool = False,
+    ) -> JointUnits:
+        """Build the units of one step from the tapped calls.
+
+        Args:
+            taps: Name -> records of that network's step.
+            data_samples: Name -> the batch's data samples.
+            boxes: Of detectors; there are none.
+
+        Raises:
+            ValueError: The networks' labels have different sizes.
+        """
+        (path,) = self.taps('')
+        labels = {
+            name: torch.stack([_padded_label(sample, self.ignore_index) for sample in samples])
+            for name, samples in data_samples.items()
+        }
+        (first, target), *others = labels.items()
+        for name, other in others:
+            if other.shape != target.shape:
+                raise ValueError(
+                    'The networks should see images of one size: their data preprocessors should '
+                    f'pad alike. Found labels {tuple(target.shape)} for {first!r}, '
+                    f'{tuple(other.shape)} for {name!r}.'
+                )
+        return JointUnits(
+            logits=tuple(seg_logits(found[path].args[0], path) for found in taps.values()),
+            labels=target,
+            align_corners=tuple(head.align_corners for head in self.heads.values()),
+        )
+
+    def predict(
+        self,
+        networks: Mapping[str, nn.Module],
+        inputs: Mapping[str, Tensor],
+        data_samples: Mapping[str, list[SegDataSample]],
+        weights: Tensor,
+    ) -> list[SegDataSample]:
+        """The ensemble's predictions, by the weighted mean of the logits; in them the networks'."""
+        first = next(iter(networks))
+        frame = _padding(data_samples[first])
+        mixture, predicted = 0, {}
+        for (name, network), weight in zip(networks.items(), weights, strict=True):
+            samples = [shallow_copy(sample) for sample in data_samples[name]]
+            logits = network.inference(inputs[name], [sample.metainfo for sample in samples])
+            predicted[name] = network.postprocess_result(logits, samples)
+            own = _padding(samples)
+            if own != frame:  # one of another size divisor, say
+                logits = F.pad(logits, [a - b for a, b in zip(frame, own, strict=True)])
+            mixture = mixture + weight * logits
+        together = networks[first].postprocess_result(mixture, data_samples[first])
+        return with_networks(together, predicted)
+
+
+def _padded_label(sample: SegDataSample, void: int) -> Tensor:
+    """Labels ``(H, W)`` of an image, padded as it is: in eval mode mmseg pads the image alone."""
+    label, meta = sample.gt_sem_seg.data.squeeze(0), sample.metainfo
+    if 'img_padding_size' not in meta:
+        return label
+    padded = F.pad(label, tuple(meta['img_padding_size']), value=void)
+    return padded if padded.shape == tuple(meta['pad_shape']) else label
+
+
+def _padding(samples: list[SegDataSample]) -> list[int]:
+    """Left, right, top, bottom of a batch's images, which are of one size when predicted on."""
+    meta = samples[0].metainfo
+    return list(meta.get('img_padding_size', meta.get('padding_size', (0, 0, 0, 0))))

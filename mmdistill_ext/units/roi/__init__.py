@@ -1,0 +1,1 @@
+"""RoIs of two-stage detectors, and the pixels of their masks."""

@@ -1,0 +1,1 @@
+"""How a head's own loss is split into simple and hard samples (FIT)."""

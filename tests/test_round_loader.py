@@ -1,0 +1,271 @@
+import copy
+import random
+from itertools import chain
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import Dataset
+
+from mmdistill_ext.round_loader import (
+    RoundSampler,
+    build_round_loader,
+    find_pipeline,
+    labels_first,
+    with_pipeline,
+)
+from tests import tiny_seg
+
+
+class Numbers(Dataset):
+    """Draws random numbers when it is built, as some data sets do."""
+
+    def __init__(self, length):
+        self.noise = random.random(), np.random.rand(), torch.rand(1).item()
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return index
+
+
+def as_rank(rank, world_size):
+    names = dict(get_rank=lambda: rank, get_world_size=lambda: world_size)
+    return mock.patch.multiple('mmdistill_ext.round_loader', **names)
+
+
+def rounds(length, size, count, position=0, seed=3):
+    """What the next rounds give, the position moved on in between."""
+    sampler = RoundSampler(range(length), size, seed)
+    sampler.position = position
+    found = []
+    for _ in range(count):
+        found.append(list(sampler))
+        assert len(found[-1]) == len(sampler)
+        sampler.position += sampler.size
+    return found
+
+
+@settings(max_examples=40)
+@given(length=st.integers(1, 12), size=st.integers(1, 30), count=st.integers(1, 5))
+def test_every_pass_gives_every_sample_once(length, size, count):
+    places = list(chain(*rounds(length, size, count)))
+    assert len(places) == size * count
+    for start in range(0, len(places), length):
+        turn = places[start : start + length]
+        assert len(set(turn)) == len(turn)
+        assert set(turn) <= set(range(length))
+
+
+@settings(max_examples=40)
+@given(
+    length=st.integers(1, 12),
+    size=st.integers(1, 8),
+    world_size=st.integers(2, 4),
+    count=st.integers(1, 3),
+)
+def test_ranks_share_what_one_rank_gives(length, size, world_size, count):
+    size *= world_size
+    whole = rounds(length, size, count)
+    parts = []
+    for rank in range(world_size):
+        with as_rank(rank, world_size):
+            parts.append(rounds(length, size, count))
+    for expected, *shares in zip(whole, *parts, strict=True):
+        assert {len(share) for share in shares} == {size // world_size}
+        together = [None] * size
+        for rank, share in enumerate(shares):
+            together[rank::world_size] = share
+        assert together == expected
+
+
+@settings(max_examples=40)
+@given(length=st.integers(1, 12), size=st.integers(1, 9), done=st.integers(0, 6))
+def test_the_position_is_all_that_it_takes_to_go_on(length, size, done):
+    whole = rounds(length, size, done + 2)
+    assert rounds(length, size, 2, position=done * size) == whole[done:]
+
+
+def test_a_round_is_the_same_until_the_position_moves():
+    sampler = RoundSampler(range(20), 5, 3)
+    assert list(sampler) == list(sampler)
+
+
+def test_passes_and_seeds_have_permutations_of_their_own():
+    first, second = rounds(20, 20, 2)
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second != list(range(20)) != first
+    assert rounds(20, 20, 1, seed=4) != [first]
+    assert rounds(20, 20, 1, seed=None) == rounds(20, 20, 1, seed=0)
+
+
+def test_sampling_leaves_the_generators_alone():
+    before = torch.get_rng_state()
+    rounds(7, 5, 4)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def loader_cfg(**change):
+    return dict(batch_size=2, num_workers=0, dataset=dict(type=Numbers, length=7)) | change
+
+
+def test_a_loader_gives_so_many_whole_batches_per_round():
+    cfg = loader_cfg(
+        sampler=dict(type='InfiniteSampler', shuffle=True),
+        batch_sampler=dict(type='Unknown'),
+        drop_last=True,
+    )
+    before = copy.deepcopy(cfg)
+    loader = build_round_loader(cfg, 3, seed=3, key='val_dataloader')
+    assert cfg == before
+    assert len(loader) == 3
+    batches = [batch for _ in range(2) for batch in take_round(loader)]
+    assert [len(batch) for batch in batches] == [2] * 6
+    assert list(chain(*batches)) == list(chain(*rounds(7, 6, 2)))
+    assert loader.sampler.position == 12
+
+
+def take_round(loader):
+    batches = list(loader)
+    loader.sampler.position += loader.sampler.size
+    return batches
+
+
+def test_batches_are_counted_per_rank():
+    with as_rank(1, 2):
+        loader = build_round_loader(loader_cfg(), 3, seed=3, key='val_dataloader')
+        assert loader.sampler.size == 12
+        assert list(chain(*take_round(loader))) == rounds(7, 12, 1)[0]
+    assert loader.sampler.position == 12
+
+
+def test_a_loader_without_a_batch_size_gives_single_samples():
+    cfg = loader_cfg()
+    cfg.pop('batch_size')
+    loader = build_round_loader(cfg, 3, seed=0, key='val_dataloader')
+    assert [len(batch) for batch in loader] == [1, 1, 1]
+
+
+def test_building_a_loader_draws_nothing():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    found = []
+    for build in (False, True):
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
+        if build:
+            build_round_loader(loader_cfg(), 3, seed=3, key='val_dataloader')
+        found.append(draw())
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize('cfg', [None, {}, dict(batch_size=2), 'val.py', []])
+def test_a_loader_needs_data(cfg):
+    with pytest.raises(ValueError, match='`val_dataloader` should be the config of a loader'):
+        build_round_loader(cfg, 3, seed=0, key='val_dataloader')
+
+
+def empty_folder(root):
+    (root / 'img/val').mkdir(parents=True)
+    (root / 'ann/val').mkdir(parents=True)
+    return {**tiny_seg.dataloader(root, 'val')['dataset'], '_scope_': 'mmseg'}
+
+
+@pytest.mark.parametrize('dataset', [lambda root: Numbers(0), empty_folder], ids=['own', 'mmseg'])
+def test_an_empty_data_set_is_refused(dataset, tmp_path):
+    with pytest.raises(ValueError, match=r'`FitHook.dataloader.dataset` should.*Found none'):
+        build_round_loader(dict(dataset=dataset(tmp_path)), 3, 0, key='FitHook.dataloader')
+
+
+PLAIN = dict(type='BaseSegDataset', data_root='a', pipeline=['train'])
+OTHER = dict(type='BaseSegDataset', data_root='b', pipeline=['other'])
+
+
+@pytest.mark.parametrize(
+    ('dataset', 'expected'),
+    [
+        (PLAIN, dict(PLAIN, pipeline=['val'])),
+        (dict(type='A', data_root='a'), dict(type='A', data_root='a', pipeline=['val'])),
+        (dict(type='RepeatDataset', times=9, dataset=PLAIN), dict(PLAIN, pipeline=['val'])),
+        (
+            dict(
+                type='MultiImageMixDataset',
+                dataset=dict(type='RepeatDataset', times=9, dataset=PLAIN),
+                pipeline=['mosaic'],
+            ),
+            dict(PLAIN, pipeline=['val']),
+        ),
+        (
+            dict(
+                type='RepeatDataset',
+                times=2,
+                dataset=dict(
+                    type='ConcatDataset',
+                    datasets=[PLAIN, dict(type='RepeatDataset', times=3, dataset=OTHER)],
+                ),
+            ),
+            dict(
+                type='ConcatDataset',
+                datasets=[dict(PLAIN, pipeline=['val']), dict(OTHER, pipeline=['val'])],
+            ),
+        ),
+    ],
+    ids=['plain', 'without', 'repeat', 'mix', 'concat'],
+)
+def test_a_data_set_gets_another_pipeline_inside_its_wrappers(dataset, expected):
+    before = copy.deepcopy(dataset)
+    assert with_pipeline(dataset, ['val']) == expected
+    assert dataset == before
+
+
+@pytest.mark.parametrize(
+    ('dataset', 'expected'),
+    [
+        (PLAIN, ['train']),
+        (dict(type='RepeatDataset', dataset=PLAIN), ['train']),
+        (dict(type='ConcatDataset', datasets=[OTHER, PLAIN]), ['other']),
+        (
+            dict(type='R', dataset=dict(datasets=[dict(type='R', dataset=OTHER), PLAIN])),
+            ['other'],
+        ),
+        (dict(type='MultiImageMixDataset', dataset=PLAIN, pipeline=['mosaic']), ['mosaic']),
+    ],
+    ids=['plain', 'repeat', 'concat', 'nested', 'mix'],
+)
+def test_the_pipeline_is_found_inside_the_wrappers(dataset, expected):
+    assert find_pipeline(dataset) == expected
+
+
+IMAGE, RESIZE = dict(type='mmdet.LoadImageFromFile'), dict(type='Resize', scale=(32, 32))
+LABELS = dict(type='LoadAnnotations', with_bbox=True)
+PACK = dict(type='PackDetInputs')
+
+
+@pytest.mark.parametrize(
+    ('pipeline', 'expected'),
+    [
+        ([IMAGE, RESIZE, LABELS, PACK], [IMAGE, LABELS, RESIZE, PACK]),
+        ([IMAGE, LABELS, RESIZE, PACK], [IMAGE, LABELS, RESIZE, PACK]),
+        ([IMAGE, RESIZE, PACK], [IMAGE, RESIZE, PACK]),
+        ([RESIZE, LABELS], [LABELS, RESIZE]),
+    ],
+    ids=['after', 'before', 'without', 'no image'],
+)
+@pytest.mark.parametrize('wrap', ['plain', 'repeat', 'concat'])
+def test_labels_are_loaded_right_after_the_image(pipeline, expected, wrap):
+    def wrapped(steps):
+        plain = dict(type='CocoDataset', pipeline=steps)
+        if wrap == 'repeat':
+            return dict(type='RepeatDataset', times=2, dataset=plain)
+        return dict(type='ConcatDataset', datasets=[plain]) if wrap == 'concat' else plain
+
+    dataset = wrapped(pipeline)
+    before = copy.deepcopy(dataset)
+    found = labels_first(dataset)
+    assert find_pipeline(found) == expected
+    assert dataset == before

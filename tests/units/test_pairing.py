@@ -1,0 +1,160 @@
+import pytest
+
+from mmdistill_ext.units.dense.pair import DensePair
+from mmdistill_ext.units.pairing import is_detector, pair_detectors
+from mmdistill_ext.units.query.pair import QueryPair
+from mmdistill_ext.units.roi.mask import MaskPair
+from mmdistill_ext.units.roi.pair import RoIPair
+from tests import tiny_det, tiny_zoo
+
+OTHERS = dict(
+    sparse='sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py',
+    double='double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py',
+    grid='grid_rcnn/grid-rcnn_r50_fpn_gn-head_2x_coco.py',
+    htc='htc/htc-without-semantic_r50_fpn_1x_coco.py',
+    pisa='pisa/faster-rcnn_r50_fpn_pisa_1x_coco.py',
+    dynamic='dynamic_rcnn/dynamic-rcnn_r50_fpn_1x_coco.py',
+    sabl='sabl/sabl-faster-rcnn_r50_fpn_1x_coco.py',
+    scoring='ms_rcnn/ms-rcnn_r50-caffe_fpn_1x_coco.py',
+    pointrend='point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py',
+    dab='dab_detr/dab-detr_r50_8xb2-50e_coco.py',
+    ddq='ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py',
+)
+BOX, MASK = 'roi_head.bbox_head', 'roi_head.mask_head'
+
+
+@pytest.fixture(scope='module')
+def model():
+    """Name -> detector."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            base, *variant = name.split(' ')
+            if base in tiny_det.FAMILIES:
+                made[name] = tiny_det.build(tiny_det.FAMILIES[base](), 0)
+            else:
+                made[name] = tiny_zoo.build(vary(base, *variant), 0)
+        return made[name]
+
+    return get
+
+
+def vary(base, variant=None):
+    """Config of a detector, or of a variant of it."""
+    if base in OTHERS:
+        tiny_zoo.ZOO, known = {**tiny_zoo.ZOO, **OTHERS}, tiny_zoo.ZOO
+        try:
+            cfg = tiny_zoo.config(base)
+        finally:
+            tiny_zoo.ZOO = known
+        return cfg
+    cfg = tiny_zoo.config(base)
+    if variant == 'untrained':
+        cfg.train_cfg = None
+    elif variant == 'sigmoid':
+        cfg.roi_head.bbox_head.loss_cls.use_sigmoid = True
+    elif variant == 'seesaw':
+        cfg.roi_head.bbox_head.loss_cls = dict(type='SeesawLoss', num_classes=3)
+    elif variant == 'classes':
+        tiny_zoo._shrink(cfg, dict(num_classes=4))
+    elif variant == 'trident':
+        cfg.roi_head.update(type='TridentRoIHead', num_branch=3, test_branch_idx=1)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'head', 'teacher_head', 'kind', 'prefix', 'predicts'),
+    [
+        ('atss', 'gfl', None, None, DensePair, 'bbox', True),
+        ('faster', 'mask', None, None, RoIPair, 'bbox', True),
+        ('faster', 'cascade', None, f'{BOX}.1', RoIPair, 'bbox', True),
+        ('faster', 'pisa', None, None, RoIPair, 'bbox', True),
+        ('faster', 'dynamic', None, None, RoIPair, 'bbox', True),
+        ('mask', 'mask', MASK, None, MaskPair, 'mask', False),
+        ('mask', 'cascade', MASK, f'{MASK}.2', MaskPair, 'mask', False),
+        ('scoring', 'pointrend', None, None, RoIPair, 'bbox', True),
+        ('scoring', 'mask', MASK, None, MaskPair, 'mask', False),
+        ('cascade', 'faster', f'{BOX}.0', BOX, RoIPair, 'bbox_0', False),
+        ('cascade', 'cascade', f'{BOX}.2', None, RoIPair, 'bbox_2', True),
+        ('cascade', 'cascade', f'{MASK}.2', f'{MASK}.0', MaskPair, 'mask_2', False),
+        ('detr', 'detr', None, None, QueryPair, 'bbox', True),
+        ('deformable', 'dino', None, None, QueryPair, 'bbox', True),
+        ('dino', 'dab', None, None, QueryPair, 'bbox', True),
+    ],
+)
+def test_pairs(student, teacher, head, teacher_head, kind, prefix, predicts, model):
+    assert is_detector(model(student))
+    units = pair_detectors(model(student), model(teacher), head, teacher_head, 'losses.a')
+    assert type(units) is kind
+    assert units.prefix == prefix
+    assert units.predicts == predicts
+    assert units.data_classes == 3
+    names = ('outside', 'inside') if kind is MaskPair else ('a', 'b', 'c', 'background')
+    assert units.label_names(('a', 'b', 'c')) == names
+    assert units.num_classes == (2 if kind is MaskPair else 3)
+
+
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'head', 'teacher_head', 'message'),
+    [
+        ('cascade', 'cascade', None, None, r"`a.head`.*one stage .*'\S*bbox_head.2'. Found"),
+        ('cascade', 'cascade', MASK, None, r"`a.head`.*one stage .*'\S*mask_head.0',"),
+        ('faster', 'cascade', None, None, '`a.teacher_head` should name one stage'),
+        ('cascade', 'cascade', f'{BOX}.3', None, "`a.head`.*no '3', only: 0, 1, 2"),
+        ('sparse', 'faster', None, BOX, '`a.head` should name one stage'),
+        ('sparse', 'faster', f'{BOX}.0', BOX, '`a.head`.*DIIHead in a SparseRoIHead'),
+        ('faster', 'sparse', None, f'{BOX}.0', '`a.teacher_head`.*DIIHead in a SparseRoIHead'),
+        ('htc', 'cascade', f'{BOX}.0', None, 'in a HybridTaskCascadeRoIHead'),
+        ('double', 'faster', None, None, 'in a DoubleHeadRoIHead'),
+        ('faster', 'double', None, None, '`a.teacher_head`.* in a DoubleHeadRoIHead'),
+        ('grid', 'faster', None, None, '`a.head`.*in a GridRoIHead'),
+        ('faster', 'grid', None, None, "teacher's box head.*`a`.*with_reg=False"),
+        ('pisa', 'faster', None, None, '`a.head`.*in a PISARoIHead'),
+        ('faster', 'faster', f'{BOX}.loss', BOX, '`a.head`.*a Shared2FCBBoxHead'),
+        ('dino', 'dino', 'bbox_head.loss', 'bbox_head', '`a.head`.*a DINOHead'),
+        ('faster untrained', 'faster', None, None, 'should have an assigner.*train_cfg'),
+        ('dynamic', 'faster', None, None, '`a.head`.*in a DynamicRoIHead'),
+        ('faster trident', 'faster', None, None, '`a.head`.*in a TridentRoIHead'),
+        ('sabl', 'faster', None, None, '`a.head`.*a SABLHead in a StandardRoIHead'),
+        ('faster sigmoid', 'faster', None, None, "student's box head.*one softmax.*CrossEntr"),
+        ('faster', 'faster sigmoid', None, None, "teacher's box head.*one softmax.*CrossEntr"),
+        ('faster', 'faster seesaw', None, None, 'one softmax.*Found SeesawLoss'),
+        ('faster', 'faster classes', None, None, '`num_classes`.*Found 3 in.*, 4 in'),
+        ('mask', 'mask classes', MASK, None, '`num_classes`.*Found 3 in.*, 4 in'),
+        ('detr', 'detr classes', None, None, '`num_classes`.*Found 3 in.*, 4 in'),
+        ('dino', 'dino classes', None, None, '`num_classes`.*Found 3 in.*, 4 in'),
+        ('faster', 'mask', MASK, None, "`a.head`.*no 'mask_head', only: bbox_roi_extr"),
+        ('mask', 'faster', MASK, None, "`a.teacher_head`.*no 'mask_head', only: bbox_roi"),
+        ('mask', 'mask', MASK, BOX, "`a.teacher_head`.*a FCNMaskHead.*Found 'roi_head.bbox"),
+        ('mask', 'mask', BOX, MASK, '`a.teacher_head`.*a BBoxHead.*a FCNMaskHead in a St'),
+        ('faster', 'faster', 'rpn_head', None, '`a.head`.*a RPNHead in a StandardRoIHead'),
+        ('faster', 'atss', None, None, '`teacher.model`.*two-stage.*Found ATSS for a Fast'),
+        ('atss', 'faster', None, None, '`teacher.model`.*single-stage.*FasterRCNN for a ATSS'),
+        ('detr', 'faster', None, None, '`teacher.model`.*a DETR as.*FasterRCNN for a DETR'),
+        ('mask', 'dino', MASK, None, '`teacher.model`.*two-stage.*DINO for a MaskRCNN'),
+        ('detr', 'detr untrained', None, None, '`a.teacher_head`.*`train_cfg.assigner`'),
+        ('dino', 'deformable untrained', None, None, '`a.teacher_head`.*`train_cfg.assigner`'),
+        ('dino', 'detr', None, None, 'both sigmoid.*Found True in.*DINOHead, False in.*DETRHead'),
+        ('detr', 'deformable', None, None, 'both sigmoid.*Found False.*, True in'),
+        ('ddq', 'dino', None, None, "`a.head`.*Found 'bbox_head', a DDQDETRHead"),
+        ('dino', 'dino', 'neck', None, "`a.head`.*Found 'neck', a ChannelMapper"),
+    ],
+)
+def test_what_cannot_be_paired_is_refused(student, teacher, head, teacher_head, message, model):
+    with pytest.raises(ValueError, match=message):
+        pair_detectors(model(student), model(teacher), head, teacher_head, 'a')
+
+
+@pytest.mark.parametrize(
+    ('name', 'head'), [('faster', BOX), ('mask', MASK), ('cascade', f'{BOX}.1'), ('dino', None)]
+)
+def test_only_fit_takes_part_in_a_heads_loss(name, head, model):
+    units = pair_detectors(model(name), model(name), head, None, 'a')
+    with pytest.raises(ValueError, match=r'`fuse_task_loss=True` needs.*Found \w+Head: leave'):
+        units.fused_loss('fuse_task_loss=True')
+    assert units.fused_loss('fit') is None
+
+
+def test_what_is_no_detector():
+    assert not is_detector(tiny_det.build(tiny_det.atss(), 0).backbone)
