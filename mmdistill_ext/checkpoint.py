@@ -15,19 +15,21 @@ from torch import Tensor, nn
 from mmdistill_ext.compat import allow_training_checkpoints
 
 CONNECTORS = 'connectors.'
-"""Prefix of the only keys of a training checkpoint that are not the student's."""
+"""Prefix of the only keys of a training checkpoint that are not the student's: what its terms learn
+or remember."""
 
 
-def load_weights(source: str, key: str = 'checkpoint') -> dict:
+def load_weights(source: str, key: str = 'checkpoint', connectors: bool = False) -> dict:
     """Load a checkpoint's weights and meta data; nothing in it is executed.
 
     Args:
         source: A local file or an ``http(s)://`` URL (downloaded once, to torch's hub folder).
         key: The config key to name in errors.
+        connectors: Keep what a distiller learned besides the student.
 
     Returns:
         ``dict(state_dict=..., meta=...)``: the keys of the plain model, without ``module.`` before
-        them and without a distiller's connectors; ``meta`` is empty for a bare state dict.
+        them; ``meta`` is empty for a bare state dict.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -50,8 +52,10 @@ def load_weights(source: str, key: str = 'checkpoint') -> dict:
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"`{key}` should hold a state dict of tensors. '{source}' does not.")
     state = {name.removeprefix('module.'): value for name, value in state.items()}
+    if not connectors:
+        state = {k: v for k, v in state.items() if not k.startswith(CONNECTORS)}
     return dict(
-        state_dict={k: v for k, v in state.items() if not k.startswith(CONNECTORS)},
+        state_dict=state,
         meta=content.get('meta', {}) if 'state_dict' in content else {},
     )
 

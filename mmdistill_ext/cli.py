@@ -132,7 +132,8 @@ def check_checkpoint(model: nn.Module, source: str, key: str, partial: bool = Fa
         source: File or URL.
         key: The option or config key to name in errors.
         partial: Accept a start that fits in part: most of the file's tensors are used, or most
-            of the model's are filled. Otherwise everything that the model has must be there.
+            of the model's are filled. Otherwise everything that the model has must be there, a
+            distiller's connectors too.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -140,7 +141,7 @@ def check_checkpoint(model: nn.Module, source: str, key: str, partial: bool = Fa
     """
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
-    state = load_weights(source, key)['state_dict']
+    state = load_weights(source, key, connectors=not partial)['state_dict']
     own = model.state_dict()
     if partial:
         fitting = sum(k in own and own[k].shape == value.shape for k, value in state.items())

@@ -21,5 +21,6 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope=SCOPE,
     locations=['mmdistill_ext'],
 )
+CONNECTORS = Registry('connector', scope=SCOPE, locations=['mmdistill_ext'])
 SECOND_PREDICTIONS = Registry('second prediction', scope=SCOPE, locations=['mmdistill_ext'])
 FIT_FUNCTIONS = Registry('fit function', scope=SCOPE, locations=['mmdistill_ext'])

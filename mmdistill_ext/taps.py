@@ -9,7 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def resolve(root: nn.Module, path: str, key: str) -> tuple[Any, str]:
@@ -29,9 +29,9 @@ def resolve(root: nn.Module, path: str, key: str) -> tuple[Any, str]:
     """
     owner, target, walked = None, root, type(root).__name__
     for part in path.split('.'):
-        children = getattr(target, '_modules', {})
-        found = children.get(part) if part in children else getattr(target, part, None)
+        found = find_child(target, part)
         if found is None:
+            children = getattr(target, '_modules', {})
             known = ', '.join(children) or 'no submodules'
             raise ValueError(
                 f"`{key}` should be a dotted path to a module or method. Found '{path}': "
@@ -45,6 +45,12 @@ def resolve(root: nn.Module, path: str, key: str) -> tuple[Any, str]:
             f"`{key}` should lead to a module or method. Found '{path}', a {type(target)}."
         )
     return owner, path.rsplit('.', 1)[-1]
+
+
+def find_child(target: Any, part: str) -> Any:
+    """A submodule or attribute; None where there is none."""
+    children = getattr(target, '_modules', {})
+    return children[part] if part in children else getattr(target, part, None)
 
 
 @contextmanager
@@ -69,11 +75,25 @@ def wrapped(owner: Any, method: str, wrap: Callable[[Callable], Callable]) -> It
 
 @dataclass
 class Call:
-    """One recorded call; there is no output while it runs."""
+    """One recorded call; there is no output while it runs.
+
+    Attributes:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        output: What it returned.
+        version: PyTorch's count of changes in place of a tensor that it returned.
+        function: What was called.
+    """
 
     args: tuple
     kwargs: dict
     output: Any = None
+    version: int | None = None
+    function: Callable | None = None
+
+
+class Seen(Exception):
+    """Ends a forward of which everything that is wanted has been recorded."""
 
 
 class Taps:
@@ -88,14 +108,19 @@ class Taps:
         paths: Name -> dotted path (see :func:`resolve`).
         replace: Dotted path of a method -> what to call instead of it.
         key: The config key to name in errors.
+        stop_after: Name -> number of calls. Once all of these were recorded the forward ends, and
+            so does the ``with`` block, without an error.
 
     Raises:
         ValueError: A path does not exist.
 
     Example:
-        >>> with Taps(model, dict(logits='decode_head')) as taps:
-        ...     losses = model.loss(inputs, data_samples)
-        >>> taps['logits'].output.shape
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
+        >>> with Taps(model, dict(hidden='0'), stop_after=dict(hidden=1)) as taps:
+        ...     _ = model(torch.zeros(2, 4))  # the ReLU does not run
+        >>> taps['hidden'].output.shape
+        torch.Size([2, 3])
     """
 
     def __init__(
@@ -104,18 +129,23 @@ class Taps:
         paths: Mapping[str, str],
         replace: Mapping[str, Callable] | None = None,
         key: str = 'tap',
+        stop_after: Mapping[str, int] | None = None,
     ) -> None:
-        self._targets = {name: (path, *resolve(root, path, key)) for name, path in paths.items()}
+        self._targets = {
+            name: (path, *_entrance(*resolve(root, path, key))) for name, path in paths.items()
+        }
         self._replace = [(*resolve(root, path, key), new) for path, new in (replace or {}).items()]
+        self._stop_after = dict(stop_after or {})
         self._records: dict[str, list[Call]] = {}
         self._undo = ExitStack()
 
     def __enter__(self) -> Taps:
         self._records = {name: [] for name in self._targets}
+        self._missing = dict(self._stop_after)
         for owner, method, new in self._replace:
             self._undo.enter_context(wrapped(owner, method, lambda _, new=new: new))
         for name, (_, owner, method) in self._targets.items():
-            recorder = partial(self._recorder, record=self._records[name])
+            recorder = partial(self._recorder, name=name)
             self._undo.enter_context(wrapped(owner, method, recorder))
         return self
 
@@ -124,10 +154,12 @@ class Taps:
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:
+    ) -> bool:
         self._undo.close()
-        if kind is not None:
+        seen = isinstance(error, Seen) and error.args[0] is self
+        if kind is not None and not seen:
             self.clear()
+        return seen
 
     def __getitem__(self, name: str) -> Call:
         """The only call; ``RuntimeError`` when there were none or several."""
@@ -151,12 +183,25 @@ class Taps:
         """Drop the records, so that no activation outlives the step."""
         self._records = {name: [] for name in self._targets}
 
-    @staticmethod
-    def _recorder(call: Callable, record: list) -> Callable:
+    def _recorder(self, call: Callable, name: str) -> Callable:
+        record = self._records[name]
+
         def wrapper(*args, **kwargs):
-            found = Call(args, kwargs)
-            record.append(found)
-            found.output = call(*args, **kwargs)
-            return found.output
+            recorded = Call(args, kwargs, function=call)
+            record.append(recorded)
+            recorded.output = output = call(*args, **kwargs)
+            if isinstance(output, Tensor) and not output.is_inference():
+                recorded.version = output._version
+            if name in self._missing:
+                self._missing[name] -= 1
+                if max(self._missing.values()) <= 0:
+                    raise Seen(self)
+            return output
 
         return wrapper
+
+
+def _entrance(owner: Any, method: str) -> tuple[Any, str]:
+    """Where calls are recorded: of a compiled module outside of what is compiled."""
+    compiled = method == 'forward' and getattr(owner, '_compiled_call_impl', None) is not None
+    return owner, '_compiled_call_impl' if compiled else method

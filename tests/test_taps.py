@@ -156,3 +156,62 @@ def test_unknown_path_names_key_value_and_what_exists(model, path):
 def test_path_to_something_not_callable_is_refused(model):
     with pytest.raises(ValueError, match="`tap` should lead to a module or method. Found 'number'"):
         resolve(model, 'number', 'tap')
+
+
+class Counting(nn.Module):
+    """Three steps in a row; the second is taken twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Identity(), nn.Identity(), nn.Identity()
+        self.inner = nn.Sequential(nn.Identity())
+        self.done = []
+
+    def forward(self, x):
+        for name in ('first', 'second', 'second', 'inner', 'third'):
+            x = getattr(self, name)(x)
+            self.done.append(name)
+        return x
+
+
+@pytest.mark.parametrize(
+    ('stop_after', 'done'),
+    [
+        (dict(first=1), []),
+        (dict(second=1), ['first']),
+        (dict(second=2), ['first', 'second']),
+        (dict(first=1, second=2), ['first', 'second']),
+        ({'inner': 1, 'inner.0': 1}, ['first', 'second', 'second']),  # one inside of the other
+        (dict(second=3), ['first', 'second', 'second', 'inner', 'third']),  # more than there are
+    ],
+)
+def test_forward_stops_once_all_wanted_calls_are_over(stop_after, done):
+    model, x = Counting(), torch.ones(2)
+    before = instance_attributes(model)
+    with Taps(model, {name: name for name in stop_after}, stop_after=stop_after) as taps:
+        model(x)
+    assert model.done == done
+    for name, count in stop_after.items():
+        assert len(taps.all(name)) == min(count, 2)
+        assert all(call.output is not None for call in taps.all(name))
+    assert instance_attributes(model) == before
+
+
+def test_stop_of_inner_taps_does_not_end_outer_ones():
+    model = Counting()
+    with Taps(model, dict(third='third')) as outer:
+        with Taps(model, dict(first='first'), stop_after=dict(first=1)):
+            model(torch.ones(2))
+        model(torch.ones(2))
+    assert len(outer.all('third')) == 1
+
+
+def test_compiled_module_is_recorded_from_outside():
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    calls = []
+    model[0]._compiled_call_impl = lambda x: calls.append('compiled') or model[0].forward(x)
+    with Taps(model, dict(a='0')) as taps:
+        expected = model(torch.ones(1, 2))
+    assert calls == ['compiled']
+    assert torch.equal(taps['a'].output.relu(), expected)
+    assert '_compiled_call_impl' in vars(model[0])

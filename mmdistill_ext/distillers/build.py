@@ -69,8 +69,10 @@ def _find_scope(model_type: str | type, key: str) -> str:
     """The default scope if it knows the type, else the framework that does."""
     if not isinstance(model_type, str):
         return ROOT_MODELS.scope
-    if '.' in model_type:
-        return model_type.partition('.')[0]
+    scope = model_type.partition('.')[0]
+    if '.' in model_type:  # of a registry, else the dotted name of a class or function
+        known = scope in ROOT_MODELS.children or (has_framework(scope) and scope in FRAMEWORKS)
+        return scope if known else ROOT_MODELS.scope
     default = DefaultScope.get_current_instance()
     scopes = [default.scope_name] if default is not None else []
     scopes += [name for name in FRAMEWORKS if has_framework(name) and name not in scopes]

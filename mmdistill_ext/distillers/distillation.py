@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
+from mmdistill_ext.distillers.build_terms import build_terms
 from mmdistill_ext.distillers.fit import build_fit
-from mmdistill_ext.distillers.schedule import Schedule
 from mmdistill_ext.distillers.teacher import Teacher
+from mmdistill_ext.distillers.terms import SUMMED, HeadTerm, StepRecords, Term
 from mmdistill_ext.functional.checks import check_labels
-from mmdistill_ext.registry import MODELS
+from mmdistill_ext.losses.base import DistillLoss
 from mmdistill_ext.taps import Taps
-from mmdistill_ext.units.base import FusedCrossEntropy
-
-SUMMED = ('l_soft', 'l_hard')
-"""Scalars to which every term on a head adds its share."""
-
-
-@dataclass
-class Term:
-    """One named loss between a head of the student and one of the teacher."""
-
-    name: str
-    loss: nn.Module
-    pair: Callable
-    schedule: Schedule
-    fused: FusedCrossEntropy | None = None  # the head's own loss, where a term may form it
 
 
 class Distillation:
     """One step of teacher-student training, around the student's own loss.
 
-    It is no ``nn.Module`` and copies of the student share it: the teacher is in memory once.
+    It is no ``nn.Module`` and copies of the student share it: the teacher is in memory once. What
+    its terms learn or remember is part of the student (:meth:`trainables`).
 
     Args:
         student: The built student.
         teacher: The teacher's arguments (see :class:`Teacher`).
-        losses: Name -> config of a loss, with the distiller's own keys ``head``, ``teacher_head``,
-            ``weight``, ``begin``, ``warmup``, ``stop`` among the loss's.
-        units: Pairs two heads of the student's framework.
+        losses: Name -> config of a loss, with the distiller's own keys among the loss's (see
+            :func:`~mmdistill_ext.distillers.build_terms.build_terms`).
         fuse_task_loss: Let the first active term of a head form the head's own cross-entropy too,
             in the same pass over the logits.
         fit: Arguments of :class:`~mmdistill_ext.distillers.fit.Fit`; implies ``fuse_task_loss``.
@@ -57,51 +41,41 @@ class Distillation:
         student: nn.Module,
         teacher: dict,
         losses: dict,
-        units: Callable,
         fuse_task_loss: bool = False,
         fit: dict | None = None,
     ) -> None:
-        if not losses:
-            raise ValueError('`losses` should name at least one loss. Found none.')
         self.teacher = Teacher(**teacher)
-        self.teacher.match_input(student)
+        self.teacher.input.match(student)
         fuse = 'fit' if fit is not None else 'fuse_task_loss=True' if fuse_task_loss else None
-        self.terms = [
-            self._build_term(student, name, dict(cfg), units, fuse) for name, cfg in losses.items()
-        ]
+        self.terms = build_terms(student, self.teacher, losses, fuse)
         self.fit = None if fit is None else build_fit(fit)
         if self.fit is not None:
-            check_task(self.main_term)
-        self.classes: tuple[str, ...] = self.teacher.classes or tuple(
-            str(index) for index in range(self.terms[0].pair.data_classes)
-        )
-        self._labels_checked = False
-
-    def _build_term(
-        self, student: nn.Module, name: str, cfg: dict, units: Callable, fuse: str | None
-    ) -> Term:
-        key = f'losses.{name}'
-        keys = ('weight', 'begin', 'warmup', 'stop')
-        schedule = Schedule(**{k: cfg.pop(k) for k in keys if k in cfg}, key=key)
-        head, teacher_head = cfg.pop('head', None), cfg.pop('teacher_head', None)
-        cfg.setdefault('_scope_', MODELS.scope)
-        try:
-            loss = MODELS.build(cfg)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f'`{key}`: {error}') from error
-        pair = units(student, self.teacher.model, head, teacher_head, key)
-        loss.check(pair.num_classes, pair.sigmoid, pair.background, pair.box_distances)
-        return Term(name, loss, pair, schedule, pair.fused_loss(fuse) if fuse else None)
+            check_main_term(self.main_term)
+        heads = self.head_terms
+        count = heads[0].pair.data_classes if heads else 0
+        self.classes: tuple[str, ...] = self.teacher.classes or tuple(map(str, range(count)))
+        self._checked = False
 
     @property
-    def main_term(self) -> Term | None:
-        """The first term on the head that the student predicts with."""
-        return next((term for term in self.terms if term.pair.predicts), None)
+    def head_terms(self) -> list[HeadTerm]:
+        """The terms on heads."""
+        return [term for term in self.terms if isinstance(term, HeadTerm)]
 
     @property
-    def losses(self) -> dict[str, nn.Module]:
+    def main_term(self) -> HeadTerm | None:
+        """The first term on the head that the student predicts with that forms its own loss."""
+        main = (t for t in self.head_terms if t.pair.predicts and t.loss.forms_own_loss)
+        return next(main, None)
+
+    @property
+    def losses(self) -> dict[str, DistillLoss]:
         """Name -> loss module."""
         return {term.name: term.loss for term in self.terms}
+
+    def trainables(self) -> nn.ModuleDict:
+        """Name of a term -> what it learns or remembers, to become part of the student."""
+        parts = {term.name: term.trainables() for term in self.terms}
+        return nn.ModuleDict({name: nn.ModuleDict(part) for name, part in parts.items() if part})
 
     def __deepcopy__(self, memo: dict) -> Distillation:
         return self
@@ -136,60 +110,71 @@ class Distillation:
             Named scalars, as the framework's ``parse_losses`` takes them.
         """
         active = self.active()
-        if not active:
-            return student_loss(inputs, data_samples, mode='loss')
-        heads = list(dict.fromkeys(term.pair.teacher_tap for term, _ in active))
-        teacher_calls = self.teacher(inputs, data_samples, heads)
-        paths = {path: path for term, _ in active for path in term.pair.student_taps}
-        replace = {term.pair.student_tap: _no_loss for term, _ in active if term.fused}
-        split = self.fit.split() if self.fit else None
-        with Taps(student, paths, replace) as taps, ExitStack() as stack:
-            first = {}  # head -> the first active term on it
-            for term, _ in active:
-                first.setdefault(term.pair.student_tap, term)
-            own = {}  # head -> the split of the loss that it forms itself
-            for tap, term in first.items():
-                if split and term.pair.splits_own:
-                    arguments = (taps, teacher_calls[term.pair.teacher_tap], data_samples, split)
-                    own[tap] = stack.enter_context(term.pair.split_own(*arguments))
+        if active:
+            losses = self._distil(active, student, student_loss, inputs, data_samples)
+        else:
             losses = student_loss(inputs, data_samples, mode='loss')
-            built = {}  # heads of student and teacher -> their units
+        idle = {term.name for term in self.terms} - {term.name for term, _ in active}
+        return losses | _idle_losses(student, idle)
+
+    def _distil(
+        self,
+        active: list[tuple[Term, float]],
+        student: nn.Module,
+        student_loss: Callable[..., dict],
+        inputs: Tensor,
+        data_samples: list,
+    ) -> dict[str, Tensor]:
+        terms = [term for term, _ in active]
+        leading = _leading_terms(terms)
+        wanted = {path: n for term in terms for path, n in term.teacher_calls.items()}
+        teacher_calls = self.teacher.calls(inputs, data_samples, wanted)
+        split = self.fit.split() if self.fit else None
+        paths = {path: path for term in terms for path in term.student_calls}
+        replaced = {tap: _no_loss for tap, term in leading.items() if term.fused}
+        with Taps(student, paths, replaced) as taps, ExitStack() as stack:
+            records = StepRecords(
+                student, taps, teacher_calls, data_samples, tuple(inputs.shape[2:]), split, leading
+            )
+            for tap, term in leading.items():
+                if split and term.pair.splits_own:
+                    call = teacher_calls[term.pair.teacher_tap][-1]
+                    own = term.pair.split_own(taps, call, data_samples, split)
+                    records.own[tap] = stack.enter_context(own)
+            losses = student_loss(inputs, data_samples, mode='loss')
             for term, weight in active:
-                pair = term.pair
-                if pair.heads not in built:
-                    call = teacher_calls[pair.teacher_tap]
-                    arguments = (taps, call, data_samples, split, own.get(pair.student_tap))
-                    built[pair.heads] = pair(*arguments)
-                units, leads = built[pair.heads], first[pair.student_tap] is term
-                units = dataclasses.replace(
-                    units, fused=term.fused if leads else None, own=units.own if leads else None
-                )
-                if not self._labels_checked:
-                    count = pair.num_classes + pair.background
-                    check_labels(units.labels, count, units.ignore_index)
-                for key, value in term.loss(units, weight).items():
-                    full = f'{pair.prefix}.{_rename(key, term.name)}'
-                    shared = key in SUMMED and full in losses
-                    losses[full] = losses[full] + value if shared else value
-                if split and leads and pair.predicts:
-                    self.fit.record(term.loss.pop_fit_sums())
+                self._check_once(term, records)
+                _merge(losses, term(records, weight), term.name)
+                if split and isinstance(term, HeadTerm) and term.leads(records):
+                    self._record_fit(term)
             taps.clear()
-        self._labels_checked = True
+        self._checked = True
         return losses
 
+    def _record_fit(self, term: HeadTerm) -> None:
+        if term.pair.predicts:
+            self.fit.record(term.loss.pop_fit_sums())
 
-def check_task(term: Term | None) -> None:
-    """Refuse the fit loss where there is no task loss to split and to measure (FIT-1).
+    def _check_once(self, term: Term, records: StepRecords) -> None:
+        """Look at the labels of the first step."""
+        if isinstance(term, HeadTerm) and not self._checked:
+            labels = records.units(term.pair).labels
+            count = term.pair.num_classes + term.pair.background
+            check_labels(labels, count, term.pair.ignore_index)
+
+
+def check_main_term(term: HeadTerm | None) -> None:
+    """Refuse the fit loss where there is no own loss to split and to measure (FIT-1).
 
     Raises:
-        ValueError: No loss is on the head that the student predicts with, or that head's own loss
-            has the weight 0.
+        ValueError: No loss that can split the own loss is on the head that the student predicts
+            with, or that head's own loss has the weight 0.
     """
     if term is None:
         raise ValueError(
             '`fit` needs one of the `losses` on the head that the student predicts with '
-            "(`head='decode_head'`, 'bbox_head', 'roi_head.bbox_head' or its last stage). Found "
-            'none.'
+            "(`head='decode_head'`, 'bbox_head', 'roi_head.bbox_head' or its last stage), one that "
+            'splits its own loss, as KDLoss and SelectiveLoss do. Found none.'
         )
     if term.fused and not term.fused.loss_weight > 0:
         raise ValueError(
@@ -198,11 +183,44 @@ def check_task(term: Term | None) -> None:
         )
 
 
+def _leading_terms(terms: list[Term]) -> dict[str, HeadTerm]:
+    """Tap of a head's own loss -> the first active term that may form that loss."""
+    leading: dict[str, HeadTerm] = {}
+    for term in terms:
+        if isinstance(term, HeadTerm) and term.loss.forms_own_loss:
+            leading.setdefault(term.pair.student_tap, term)
+    return leading
+
+
+def _merge(losses: dict[str, Tensor], scalars: dict[str, Tensor], name: str) -> None:
+    """Add a term's scalars to the student's.
+
+    Raises:
+        ValueError: The model has a loss of such a name already.
+    """
+    for key, value in scalars.items():
+        if key in losses and key.rpartition('.')[2] in SUMMED:
+            value = losses[key] + value
+        elif key in losses and 'loss' in key:
+            raise ValueError(
+                f"`losses` should have names that the student's own losses leave free. Found "
+                f"'{name}', and '{key}' is there already: choose another name."
+            )
+        losses[key] = value
+
+
+def _idle_losses(student: nn.Module, names: set[str]) -> dict[str, Tensor]:
+    """Losses of 0 that the parameters of terms without a weight take part in.
+
+    DistributedDataParallel waits for the gradient of every parameter.
+    """
+    losses = {}
+    for name, part in getattr(student, 'connectors', {}).items():
+        if name in names and any(parameter.requires_grad for parameter in part.parameters()):
+            losses[f'loss_{name}'] = sum(p.sum() * 0 for p in part.parameters())
+    return losses
+
+
 def _no_loss(seg_logits: Tensor, batch_data_samples: list) -> dict:
     """In place of a head's ``loss_by_feat`` when a term forms that loss in its own pass."""
     return {}
-
-
-def _rename(key: str, name: str) -> str:
-    """``loss`` -> ``loss_<name>``, ``loss_box`` -> ``loss_<name>_box``."""
-    return {'loss': f'loss_{name}', 'loss_box': f'loss_{name}_box'}.get(key, key)

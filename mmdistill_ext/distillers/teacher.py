@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Mapping
 
 import torch
-from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
 from mmdistill_ext.checkpoint import load_exactly, load_weights
 from mmdistill_ext.distillers.build import build_model
+from mmdistill_ext.distillers.tapped_forward import tapped_forward
+from mmdistill_ext.distillers.teacher_input import TeacherInput
 from mmdistill_ext.isolation import isolated_rng
-from mmdistill_ext.taps import Call, Taps
+from mmdistill_ext.tap_paths import Tap
+from mmdistill_ext.taps import Call
 
 
 class Teacher(nn.Module):
     """Holds a trained model and gives its outputs without gradient.
 
     Building it draws no random number from the training's generators. It must not be registered as
-    a child of the student (see :class:`DistilledModel`), so that it is in no checkpoint, optimizer,
-    EMA copy or DDP bucket.
+    a child of the student (see :class:`~mmdistill_ext.distillers.teacher_student.DistilledModel`),
+    so that it is in no checkpoint, optimizer, EMA copy or DDP bucket.
 
     Args:
-        model: A model dict, a config path, or ``'mmseg::...'``.
+        model: A model dict, a config path, or ``'mmseg::...'``. For losses of features it may be
+            any module that takes a batch of images, such as a bare backbone, of any registry, or
+            what a function returns (``type`` is its dotted name, or itself in a config written in
+            Python).
         checkpoint: File or URL of its weights, loaded without running code.
+        pretrained: The model comes with its trained weights; then there is no ``checkpoint``.
+        prefix: Load only the weights whose names begin so, without it, e.g. ``'backbone.'``.
+        data_preprocessor: Normalisation of a model that has no preprocessor of its own:
+            ``dict(mean=..., std=..., bgr_to_rgb=...)``, as mmengine's ``ImgDataPreprocessor``.
+        patch_size: Sides of its input should be multiples of this, as vision transformers want it:
+            the input is resized to the nearest, and tokens ``(B, N, C)`` are taken for a grid of
+            patches.
         compile: Run its backbone and neck through ``torch.compile``.
         channels_last: Run it in channels-last memory format (faster convolutions on GPUs).
 
@@ -37,134 +49,111 @@ class Teacher(nn.Module):
         self,
         model: dict | str,
         checkpoint: str | None = None,
+        pretrained: bool = False,
+        prefix: str = '',
+        data_preprocessor: dict | None = None,
+        patch_size: int | None = None,
         compile: bool = False,
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(checkpoint, str):
-            raise ValueError(
-                '`teacher.checkpoint` should be the file or URL of trained weights: an untrained '
-                f'teacher teaches nothing. Found {checkpoint!r}.'
-            )
+        _check_arguments(checkpoint, pretrained)
         with isolated_rng():
             self.model = revert_sync_batchnorm(build_model(model, 'teacher.model'))
-        loaded = load_weights(checkpoint, 'teacher.checkpoint')
-        load_exactly(self.model, loaded['state_dict'], f"`teacher.checkpoint`='{checkpoint}'")
-        self.classes: tuple[str, ...] | None = _classes(loaded['meta'])
+        self.classes: tuple[str, ...] | None = None
+        if checkpoint is not None:
+            self._load(checkpoint, prefix)
         self.requires_grad_(False)
         self.channels_last = channels_last
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
-        if compile:
-            for part in filter(None, (self.model.backbone, getattr(self.model, 'neck', None))):
-                part.compile()
-        self.register_buffer('input_scale', None, persistent=False)
-        self.register_buffer('input_shift', None, persistent=False)
-        self.flip_channels = False
+        self.compiled = _compile(self.model) if compile else ()
+        self.input = TeacherInput(self.model, data_preprocessor, patch_size)
         self.train(False)
+
+    def _load(self, checkpoint: str, prefix: str) -> None:
+        loaded = load_weights(checkpoint, 'teacher.checkpoint')
+        state = loaded['state_dict']
+        if prefix:
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if not state:
+                raise ValueError(
+                    '`teacher.prefix` should be what names of weights in `teacher.checkpoint` '
+                    f"begin with. Found '{prefix}', names are such as "
+                    f"'{next(iter(loaded['state_dict']))}'."
+                )
+        load_exactly(self.model, state, f"`teacher.checkpoint`='{checkpoint}'")
+        self.classes = _classes(loaded['meta'])
+
+    def check_tap(self, tap: Tap, key: str) -> None:
+        """Refuse a tap inside of what is compiled: it would be compiled anew in every step.
+
+        Raises:
+            ValueError: It is one; the message names the key.
+        """
+        inside = [name for name in self.compiled if tap.call.startswith(f'{name}.' if name else '')]
+        if inside and tap.call not in (*self.compiled, 'forward'):
+            raise ValueError(
+                f"`{key}` should be no part of what `teacher.compile=True` compiles. Found '{tap}' "
+                f"in '{inside[0] or type(self.model).__name__}': tap its output or input."
+            )
 
     def train(self, mode: bool = True) -> Teacher:
         """Stay in eval mode, whatever is asked."""
         return super().train(False)
 
-    def match_input(self, student: nn.Module) -> None:
-        """Prepare the conversion from the student's normalised input to the teacher's own.
-
-        Raises:
-            ValueError: Only one of the two normalises its input.
-        """
-        own, other = self.model.data_preprocessor, student.data_preprocessor
-        if not hasattr(own, '_enable_normalize'):
-            print_log(
-                "The teacher's config has no data_preprocessor: it gets the student's input.",
-                logger='current',
-                level=logging.WARNING,
-            )
-            return
-        if not hasattr(other, '_enable_normalize'):
-            raise ValueError(
-                '`student.data_preprocessor` should normalise its input, as that of the teacher '
-                f'does. Found {type(other).__name__}.'
-            )
-        mean, std = _normalisation(own)
-        student_mean, student_std = _normalisation(other)
-        self.flip_channels = _flips_channels(own) != _flips_channels(other)
-        if self.flip_channels:
-            student_mean, student_std = student_mean.flip(0), student_std.flip(0)
-        same = torch.equal(mean, student_mean) and torch.equal(std, student_std)
-        if self.flip_channels or not same or _pad_value(own) != _pad_value(other):
-            self.input_scale = student_std / std
-            self.input_shift = (student_mean - mean) / std
-
-    @torch.no_grad()
     def forward(self, inputs: Tensor, data_samples: list, heads: list[str]) -> dict[str, Call]:
-        """Run the teacher once and record the calls of the given heads.
+        """Run as far as the given heads and record their (last) calls.
 
         Args:
-            inputs: The student's input ``(B, 3, H, W)``, normalised and padded.
+            inputs: Batch ``(B, 3, H, W)`` in the student's normalisation, padded.
             data_samples: The batch's data samples (their sizes are read, never their labels).
-            heads: Dotted paths in the teacher. A head that ``mode='tensor'`` does not run (an
-                auxiliary one) is called on the features. With ``'extract_feat'`` alone no head
-                runs.
+            heads: Dotted paths in the teacher.
 
         Returns:
             Path -> recorded call.
         """
-        inputs = self.convert(inputs, data_samples)
+        calls = self.calls(inputs, data_samples, dict.fromkeys(heads, 1))
+        return {path: recorded[-1] for path, recorded in calls.items()}
+
+    def calls(
+        self, inputs: Tensor, data_samples: list | None, wanted: Mapping[str, int | None]
+    ) -> dict[str, list[Call]]:
+        """Run as far as the wanted calls and record them.
+
+        Args:
+            inputs: As for :meth:`forward`.
+            data_samples: As for :meth:`forward`.
+            wanted: See :func:`~mmdistill_ext.distillers.tapped_forward.tapped_forward`.
+
+        Returns:
+            Path -> its calls.
+        """
+        inputs = self.input(inputs, data_samples)
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        features = 'extract_feat'
-        with Taps(self.model, {head: head for head in (*heads, features)}) as taps:
-            if set(heads) == {features}:
-                self.model.extract_feat(inputs)
-            else:
-                self.model(inputs, data_samples, mode='tensor')
-            for head in heads:
-                if not taps.all(head):
-                    self.model.get_submodule(head).forward(taps[features].output)
-            return {head: taps.all(head)[-1] for head in heads}
-
-    def convert(self, inputs: Tensor, data_samples: list) -> Tensor:
-        """The student's input in the teacher's normalisation and channel order."""
-        if self.input_scale is None:
-            return inputs
-        if self.flip_channels:
-            inputs = inputs.flip(1)
-        inputs = inputs * self.input_scale + self.input_shift
-        value = _pad_value(self.model.data_preprocessor)
-        for image, sample in zip(inputs, data_samples, strict=True):
-            left, right, top, bottom = _padding(image, sample.metainfo)
-            height, width = image.shape[1:]
-            image[:, :, width - right :] = value
-            image[:, height - bottom :] = value
-            image[:, :, :left] = value
-            image[:, :top] = value
-        return inputs
+        return tapped_forward(self.model, inputs, data_samples, wanted)
 
 
-def _pad_value(preprocessor: nn.Module) -> float:
-    """What it pads with, by mmseg's name for it or by mmengine's."""
-    return getattr(preprocessor, 'pad_val', getattr(preprocessor, 'pad_value', 0))
+def _compile(model: nn.Module) -> tuple[str, ...]:
+    """Compile backbone and neck, or the whole of a model without; give their names."""
+    names = [name for name in ('backbone', 'neck') if getattr(model, name, None) is not None]
+    for part in [getattr(model, name) for name in names] or [model]:
+        part.compile()
+    return tuple(names) or ('',)
 
 
-def _padding(image: Tensor, meta: dict) -> tuple[int, int, int, int]:
-    """Left, right, top, bottom, as mmseg notes it; mmdet pads to the right and at the bottom."""
-    if 'padding_size' in meta or 'img_shape' not in meta:
-        return meta.get('padding_size', (0, 0, 0, 0))
-    height, width = meta['img_shape'][:2]
-    return 0, image.shape[2] - width, 0, image.shape[1] - height
-
-
-def _flips_channels(preprocessor: nn.Module) -> bool:
-    """Whether it turns BGR into RGB; mmseg 1.2 has another name for it than its fork and mmdet."""
-    public = getattr(preprocessor, 'channel_conversion', False)
-    return bool(getattr(preprocessor, '_channel_conversion', public))
-
-
-def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
-    if not preprocessor._enable_normalize:
-        return torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
-    return preprocessor.mean.detach().cpu(), preprocessor.std.detach().cpu()
+def _check_arguments(checkpoint: str | None, pretrained: bool) -> None:
+    if pretrained and checkpoint is not None:
+        raise ValueError(
+            '`teacher.pretrained=True` is for a model that comes with its weights. Found '
+            f"`teacher.checkpoint`='{checkpoint}' beside it."
+        )
+    if not pretrained and not isinstance(checkpoint, str):
+        raise ValueError(
+            '`teacher.checkpoint` should be the file or URL of trained weights: an untrained '
+            f'teacher teaches nothing. Found {checkpoint!r}.'
+        )
 
 
 def _classes(meta: dict) -> tuple[str, ...] | None:

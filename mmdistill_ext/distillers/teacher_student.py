@@ -8,18 +8,16 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from mmdistill_ext.compat import has_framework
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
 from mmdistill_ext.distillers.distillation import Distillation
-from mmdistill_ext.registry import MODELS
+from mmdistill_ext.distillers.extension import extend, register_extension
 
 
 class DistilledModel:
     """Mixed into the class of a built student: its loss gains the terms of a distillation.
 
-    The object stays the student it was: parameter names, checkpoint keys, attributes, optimizer
-    groups, validation and every hook see the plain model. (PyTorch's FSDP2 and
-    ``torch.nn.utils.parametrize`` extend modules in the same way.)
+    See :func:`~mmdistill_ext.distillers.extension.extend`. What terms learn themselves stands under
+    ``connectors``, which is there only if some do.
     """
 
     distillation: Distillation
@@ -39,7 +37,7 @@ class DistilledModel:
         super()._set_device(device)
 
 
-@MODELS.register_module('TeacherStudentDistiller')
+@register_extension('TeacherStudentDistiller', inner='student')
 def build_teacher_student(
     student: dict | str,
     teacher: dict,
@@ -52,12 +50,15 @@ def build_teacher_student(
 
     Args:
         student: A model dict, a config path, or ``'mmseg::pspnet/...py'``.
-        teacher: ``dict(model=..., checkpoint=...)``, with ``model`` in the same three forms (see
-            :class:`~mmdistill_ext.distillers.teacher.Teacher`).
+        teacher: ``dict(model=..., checkpoint=...)``, with ``model`` in the same three forms; for
+            losses of features any model (see :class:`~mmdistill_ext.distillers.teacher.Teacher`).
         losses: Name -> loss, e.g. ``dict(sel=dict(type='SelectiveLoss', temperature=2.0))``.
-            Besides the loss's own arguments each takes ``head`` and ``teacher_head`` (by default
-            the one that the model predicts with), ``weight`` (>= 0), ``begin``, ``warmup`` and
-            ``stop`` (iterations). When all are off the teacher does not run.
+            Besides the loss's own arguments each takes ``weight`` (>= 0), ``begin``, ``warmup`` and
+            ``stop`` (iterations). A loss of units takes ``head`` and ``teacher_head`` (by default
+            the one that the model predicts with); a loss of features ``tap`` and ``teacher_tap``
+            (the same when not given), ``connector``, ``grid`` and ``weight_by``, e.g.
+            ``dict(cwd=dict(type='CWDLoss', tap='neck.0', connector=dict(type='Conv1x1')))``. When
+            all are off the teacher does not run.
         fuse_task_loss: Form the head's own cross-entropy in the same block-wise pass.
         fit: Learn from what the teacher gets wrong by F(x), e.g.
             ``dict(function=dict(type='ExponentialFit', b=10.0), split='unit')`` (see
@@ -79,28 +80,12 @@ def build_teacher_student(
     if data_preprocessor is not None:
         student.setdefault('data_preprocessor', data_preprocessor)
     model = build_model(student, 'student')
-    distillation = Distillation(model, teacher, losses, _units_for(model), fuse_task_loss, fit)
-    name = f'Distilled{type(model).__name__}'
-    model.__class__ = type(name, (DistilledModel, type(model)), {'__module__': __name__})
-    model.distillation = distillation
-    return model
-
-
-def _units_for(model: BaseModel) -> Callable:
-    """What pairs the heads of such a model's framework."""
-    if has_framework('mmseg'):
-        from mmseg.models.segmentors import BaseSegmentor
-
-        if isinstance(model, BaseSegmentor):
-            from mmdistill_ext.units.pixel.pair import PixelPair
-
-            return PixelPair
-    if has_framework('mmdet'):
-        from mmdistill_ext.units.pairing import is_detector, pair_detectors
-
-        if is_detector(model):
-            return pair_detectors
-    raise ValueError(
-        '`student` should be a segmentor of mmsegmentation, or a single-stage detector, two-stage '
-        f'detector or DETR of mmdetection. Found {type(model).__name__}.'
-    )
+    if not isinstance(model, BaseModel):
+        raise ValueError(
+            '`student` should be a segmentor of mmsegmentation, a detector of mmdetection, or '
+            f'another model of mmengine with a loss. Found {type(model).__name__}.'
+        )
+    distillation = Distillation(model, teacher, losses, fuse_task_loss, fit)
+    connectors = distillation.trainables()
+    state = dict(connectors=connectors) if connectors else {}
+    return extend(model, DistilledModel, distillation=distillation, **state)

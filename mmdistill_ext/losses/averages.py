@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from mmengine.dist import get_world_size
+from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor
 
 from mmdistill_ext.functional import BlockwiseResult
@@ -56,3 +56,21 @@ def class_weight_tensor(values: Sequence[float] | None) -> Tensor | None:
     if not weights or not all(math.isfinite(value) and value >= 0 for value in weights):
         raise ValueError(f'`class_weight` should be numbers >= 0. Found {list(values)}.')
     return torch.tensor(weights, dtype=torch.float32)
+
+
+def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of values by weights over all ranks, as a loss whose gradients DDP averages.
+
+    Args:
+        values: ``(B, 1, h, w)``, with gradient.
+        weight: Of the same shape, >= 0; None: all count alike, and ranks have as many.
+
+    Returns:
+        A scalar; exactly 0, with gradient 0, when all weights are 0.
+    """
+    if weight is None:
+        return values.mean()
+    weight = weight.to(values)
+    total = weight.sum()
+    all_reduce(total)
+    return (values * weight).where(weight > 0, 0).sum() * scale_of(total, 'selected')

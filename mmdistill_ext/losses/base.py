@@ -18,7 +18,7 @@ class DistillLoss(nn.Module, ABC):
 
     It sees either the *units* that two heads predict (pixels, anchors, RoIs, queries; see
     :class:`~mmdistill_ext.units.base.Units`), or *features* that were tapped in both models (see
-    :class:`~mmdistill_ext.units.features.Features`): :attr:`takes_features` says which. In the
+    :class:`~mmdistill_ext.units.features.base.Features`): :attr:`takes_features` says which. In the
     config of the former stand ``head`` and ``teacher_head``, of the latter ``tap`` and
     ``teacher_tap``.
 
@@ -41,6 +41,9 @@ class DistillLoss(nn.Module, ABC):
     forms_own_loss: ClassVar[bool] = False
     """The loss forms the head's own loss too when ``units.fused`` is set, and splits it when
     ``units.split`` is: it may stand in for the head's own loss (``fuse_task_loss``, ``fit``)."""
+
+    any_channels: ClassVar[bool] = False
+    """A loss of features that compares features of different numbers of channels."""
 
     def check(self, pair: HeadPair) -> None:
         """Refuse heads that the loss does not fit; asked once, before the first step.

@@ -76,7 +76,7 @@ def test_teacher_gets_the_input_it_was_trained_on(tmp_path, own):
     cfg = model_cfg(**own)
     teacher = Teacher(cfg, tiny_seg.save_weights(tmp_path / 't.pth', cfg, seed=1))
     student = build_model(model_cfg())
-    teacher.match_input(student)
+    teacher.input.match(student)
     images = [torch.randint(0, 256, size, dtype=torch.uint8) for size in ((3, 32, 40), (3, 20, 28))]
     labels = [torch.zeros(size[1:], dtype=torch.int64) for size in ((3, 32, 40), (3, 20, 28))]
 
@@ -85,17 +85,20 @@ def test_teacher_gets_the_input_it_was_trained_on(tmp_path, own):
         return model.data_preprocessor(data, training=True)
 
     data = preprocessed(student)
-    converted = teacher.convert(data['inputs'].clone(), data['data_samples'])
+    converted = teacher.input.convert(data['inputs'].clone(), data['data_samples'])
     expected = preprocessed(teacher.model)['inputs']
     torch.testing.assert_close(converted, expected, atol=1e-3, rtol=1e-5)
     if not own:
-        assert teacher.convert(data['inputs'], data['data_samples']) is data['inputs']
+        assert teacher.input.convert(data['inputs'], data['data_samples']) is data['inputs']
 
 
 def test_compiled_and_channels_last_teachers_say_the_same(checkpoint, batch, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, 'compile', lambda module: compiled.append(module))
-    plain, fast = Teacher(model_cfg(), checkpoint), Teacher(model_cfg(), checkpoint, True, True)
+    plain, fast = (
+        Teacher(model_cfg(), checkpoint),
+        Teacher(model_cfg(), checkpoint, compile=True, channels_last=True),
+    )
     assert compiled == [fast.model.backbone]
     outputs = [t(*batch, ['decode_head'])['decode_head'].output for t in (plain, fast)]
     torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)

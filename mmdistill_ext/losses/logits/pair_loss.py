@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.dist import all_reduce
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdistill_ext.functional import BlockwiseResult, blockwise_distillation
 from mmdistill_ext.functional.checks import (
@@ -23,13 +23,14 @@ from mmdistill_ext.losses.averages import (
     denominators,
     scale_of,
 )
+from mmdistill_ext.losses.base import DistillLoss
 from mmdistill_ext.losses.boxes.box_term import BoxTerm
 from mmdistill_ext.losses.logits.fused_cross_entropy import own_losses, own_scale, own_weight
 from mmdistill_ext.units.base import Contrast, Units
 from mmdistill_ext.units.boxes import box_ious
 
 
-class PairLoss(nn.Module):
+class PairLoss(DistillLoss):
     """Distillation on a selection of units, averaged over them on all ranks.
 
     ``world_size * sum_u w_u d_u / sum_v w_v``: ``u`` runs over this rank's selected units, ``v``
@@ -60,6 +61,7 @@ class PairLoss(nn.Module):
         ValueError: When an argument is outside what is named above.
     """
 
+    forms_own_loss = True
     counts: Tensor | None
     class_weight: Tensor | None
 

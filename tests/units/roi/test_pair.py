@@ -65,7 +65,7 @@ def step(model, head, **methods):
             calls = {path: tapped[path] for path in (*taps, *losses)}
         teacher = model.distillation.teacher
         with torch.no_grad():
-            features = teacher.model.extract_feat(teacher.convert(*data))
+            features = teacher.model.extract_feat(teacher.input.convert(*data))
         known[key] = dict(zip(heads, found.units, strict=True)), calls, features
     units, calls, features = known[key]
     path = f'roi_head.{head}'

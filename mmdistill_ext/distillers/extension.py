@@ -1,0 +1,73 @@
+"""Turn a built model into one that trains with something besides its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from mmdistill_ext.registry import MODELS
+
+INNER_MODELS: dict[str, str] = {}
+"""Registered name of an extension -> key of its config that holds the model it extends."""
+
+
+def register_extension(name: str, inner: str) -> Callable:
+    """Register a function that builds a model and extends it; extensions stack.
+
+    Args:
+        name: Its ``type`` in a config, under the scope ``mmdistill_ext``.
+        inner: The argument that holds the config of the model it extends. What is exported is that
+            model, without the extension.
+
+    Example:
+        >>> from mmdistill_ext.distillers.build import build_model
+        >>> class Louder:
+        ...     def forward(self, inputs, data_samples=None, mode='tensor'):
+        ...         losses = super().forward(inputs, data_samples, mode)
+        ...         if mode == 'loss':
+        ...             losses = {key: self.factor * value for key, value in losses.items()}
+        ...         return losses
+        >>> @register_extension('LouderTraining', inner='model')
+        ... def build_louder(model, factor=2.0, data_preprocessor=None):
+        ...     return extend(build_model(model), Louder, factor=factor)
+    """
+
+    def register(build: Callable) -> Callable:
+        MODELS.register_module(name)(build)
+        INNER_MODELS[name] = inner
+        return build
+
+    return register
+
+
+def extend(model: nn.Module, mixin: type, **state: object) -> nn.Module:
+    """Mix a class into that of a built model, in place.
+
+    The object stays the model it was: parameter names, checkpoint keys, attributes, optimizer
+    groups, validation and every hook see the plain model. (PyTorch's FSDP2 and
+    ``torch.nn.utils.parametrize`` extend modules in the same way.)
+
+    Args:
+        model: The model, extended already or not.
+        mixin: What goes before the model's class; its methods reach the model's by ``super()``.
+        **state: Attributes that the mixin needs.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: The model has an attribute of such a name already.
+    """
+    taken = [name for name in state if hasattr(model, name)]
+    if taken:
+        raise ValueError(
+            f'{mixin.__name__} needs attributes that the model should not have. Found {taken} in a '
+            f'{type(model).__name__}.'
+        )
+    kind = type(model)
+    name = f'{mixin.__name__.removesuffix("Model")}{kind.__name__}'
+    model.__class__ = type(name, (mixin, kind), {'__module__': mixin.__module__})
+    for key, value in state.items():
+        setattr(model, key, value)
+    return model

@@ -1,0 +1,71 @@
+"""Run a model as far as the calls that somebody wants, without its losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from mmdistill_ext.taps import Call, Taps
+
+FEATURES = 'extract_feat'
+AUXILIARY = 'auxiliary_head'
+
+
+@torch.no_grad()
+def tapped_forward(
+    model: nn.Module, inputs: Tensor, data_samples: list | None, wanted: Mapping[str, int | None]
+) -> dict[str, list[Call]]:
+    """Record calls in a forward that predicts, without gradient.
+
+    The forward ends as soon as all wanted calls were seen. Auxiliary heads of segmenters, which
+    take no part in it, are called on the model's features.
+
+    Args:
+        model: A model of the MM stack, or any module that takes a batch of images.
+        inputs: ``(B, C, H, W)``, preprocessed for the model.
+        data_samples: The batch's data samples, for models that read their sizes.
+        wanted: Dotted path -> number of its calls in a forward; None when it is not known, then the
+            forward runs to its end.
+
+    Returns:
+        Path -> its calls, in order; none for what did not run.
+    """
+    paths = {path: path for path in wanted}
+    later = [path for path in wanted if path.split('.')[0] == AUXILIARY]
+    stop_after = {path: count for path, count in wanted.items() if path not in later}
+    if later:
+        paths[FEATURES], stop_after[FEATURES] = FEATURES, 1
+    known = None not in stop_after.values()
+    with Taps(model, paths, stop_after=stop_after if known else None) as taps:
+        _forward(model, inputs, data_samples)
+    calls = {path: taps.all(path) for path in paths}
+    taps.clear()
+    if later:
+        features = calls[FEATURES][-1].output
+        with Taps(model, {path: path for path in later}) as taps:
+            for head in _auxiliary_heads(model, later):
+                head(features)
+        calls |= {path: taps.all(path) for path in later}
+        taps.clear()
+    return {path: calls[path] for path in wanted}
+
+
+def _forward(model: nn.Module, inputs: Tensor, data_samples: list | None) -> None:
+    if hasattr(model, 'encode_decode') and data_samples:
+        # Of mmseg; with mode='tensor' heads that want data samples (Mask2Former) fail.
+        model.encode_decode(inputs, [sample.metainfo for sample in data_samples])
+    elif isinstance(model, BaseModel):
+        model(inputs, data_samples, mode='tensor')
+    else:
+        model(inputs)
+
+
+def _auxiliary_heads(model: nn.Module, paths: list[str]) -> list[nn.Module]:
+    """The heads that the paths lead to or into."""
+    heads = getattr(model, AUXILIARY)
+    if not isinstance(heads, nn.ModuleList):
+        return [heads]
+    return [heads[index] for index in sorted({int(path.split('.')[1]) for path in paths})]

@@ -1,0 +1,1 @@
+"""Losses of features, one method per file."""

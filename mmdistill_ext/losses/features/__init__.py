@@ -1,0 +1,1 @@
+"""Losses of features that were tapped in both models."""
