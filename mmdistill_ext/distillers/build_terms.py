@@ -15,7 +15,7 @@ from mmdistill_ext.registry import MODELS
 from mmdistill_ext.tap_paths import find_tap
 from mmdistill_ext.units.features.location_weights import LocationWeights
 from mmdistill_ext.units.features.pair import FeaturePair
-from mmdistill_ext.units.features.probe import dry_batch, probe
+from mmdistill_ext.units.features.probe import Probe, dry_batch, dry_sizes, probe
 
 SCHEDULE = ('weight', 'begin', 'warmup', 'stop')
 OF_HEADS = ('head', 'teacher_head')
@@ -122,24 +122,39 @@ def _match_features(terms: list[FeatureTerm], student: nn.Module, teacher: Teach
     """Size the connectors of all terms by one dry forward of either model."""
     if not terms:
         return
-    inputs, samples = dry_batch(student)
-    size = (inputs.shape[2], inputs.shape[3])
-    student_probe = probe(
-        student,
-        lambda paths: tapped_forward(student, inputs, samples, paths),
-        [term.pair.tap.call for term in terms],
-        size,
-        'student',
-    )
-    teacher_probe = probe(
-        teacher.model,
-        lambda paths: teacher.calls(inputs, samples, paths),
-        [term.pair.teacher_tap.call for term in terms],
-        size,
-        'teacher',
-    )
+    *small, last = dry_sizes(student)
+    for size in small:
+        try:
+            probes = _probe_both(terms, student, teacher, size)
+            break
+        except ValueError:  # a model of one fixed size
+            continue
+    else:
+        probes = _probe_both(terms, student, teacher, last)
     for term in terms:
-        term.pair.match(student_probe, teacher_probe)
+        term.pair.match(*probes)
+
+
+def _probe_both(
+    terms: list[FeatureTerm], student: nn.Module, teacher: Teacher, size: tuple[int, int]
+) -> tuple[Probe, Probe]:
+    inputs, samples = dry_batch(student, size)
+    return (
+        probe(
+            student,
+            lambda paths: tapped_forward(student, inputs, samples, paths),
+            [term.pair.tap.call for term in terms],
+            size,
+            'student',
+        ),
+        probe(
+            teacher.model,
+            lambda paths: teacher.calls(inputs, samples, paths),
+            [term.pair.teacher_tap.call for term in terms],
+            size,
+            'teacher',
+        ),
+    )
 
 
 def _check_own_losses(terms: list[Term], key: str) -> None:

@@ -58,14 +58,31 @@ class StartCheckHook(Hook):
             )
         dataset = runner.train_dataloader.dataset
         check_class_order(distillation.teacher.classes, dataset.metainfo.get('classes'))
-        units = distillation.terms[0].pair
+        known = label_range(model)
         with isolated_rng():
-            if self.check_labels and is_main_process():
-                scan_labels(dataset, self.check_labels, units.data_classes, units.ignore_index)
+            if self.check_labels and known and is_main_process():
+                scan_labels(dataset, self.check_labels, *known)
             if self.check_teacher:
                 scores = score_teacher(runner, distillation.teacher.model)
                 print_log(f'Teacher on the validation data: {scores}', logger='current')
                 check_floor(scores, self.floor)
+
+
+def label_range(model: nn.Module) -> tuple[int, int] | None:
+    """Number of the data's classes, and the label that is ignored.
+
+    Args:
+        model: A distilled student; losses of features alone do not say what its labels are.
+
+    Returns:
+        None when no head tells.
+    """
+    for term in model.distillation.head_terms:
+        return term.pair.data_classes, term.pair.ignore_index
+    for module in model.modules():
+        if isinstance(getattr(module, 'num_classes', None), int):
+            return module.num_classes, getattr(module, 'ignore_index', -1)
+    return None
 
 
 def check_class_order(teacher: tuple[str, ...] | None, data: tuple[str, ...] | None) -> None:

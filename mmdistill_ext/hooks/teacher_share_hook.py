@@ -62,7 +62,7 @@ class TeacherShareHook(Hook):
         if not (end or self.every_n_inner_iters(batch_idx, self.interval)):
             return
         distillation = unwrapped_model(runner).distillation
-        for term in distillation.terms:
+        for term in distillation.head_terms:
             counts = term.loss.pop_counts() if hasattr(term.loss, 'pop_counts') else None
             if counts is None:
                 continue

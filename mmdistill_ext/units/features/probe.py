@@ -44,18 +44,22 @@ class Probe:
         return self.calls[tap.call]
 
 
-def dry_batch(student: nn.Module) -> tuple[Tensor, list[BaseDataElement]]:
-    """One black image of a size that the student's config names, if any, and its data sample."""
+def dry_sizes(student: nn.Module) -> list[tuple[int, int]]:
+    """Sizes of a dry image to try: a small one, then that of the config, which a model may need."""
+    size = getattr(getattr(student, 'data_preprocessor', None), 'size', None)
+    return [SIZE, tuple(size)] if size else [SIZE]
+
+
+def dry_batch(student: nn.Module, size: tuple[int, int]) -> tuple[Tensor, list[BaseDataElement]]:
+    """One black image, as the student's preprocessor would give it, and its data sample."""
     preprocessor = getattr(student, 'data_preprocessor', None)
-    size = getattr(preprocessor, 'size', None) or SIZE
     mean = getattr(preprocessor, 'mean', None)
     inputs = torch.zeros(1, 3 if mean is None else len(mean), *size)
-    shape = tuple(size)
     meta = dict(
-        img_shape=shape,
-        ori_shape=shape,
-        pad_shape=shape,
-        batch_input_shape=shape,
+        img_shape=size,
+        ori_shape=size,
+        pad_shape=size,
+        batch_input_shape=size,
         scale_factor=(1.0, 1.0),
     )
     return inputs, [_sample_type(student)(metainfo=meta)]
