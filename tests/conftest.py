@@ -13,7 +13,8 @@ import torch
 from hypothesis import settings
 from mmengine.runner import set_random_seed
 
-from tests.tiny_seg import forget_runs
+from tests.tiny_bccd import write_coco
+from tests.tiny_seg import forget_runs, write_data
 
 # Loaded machines are slow, and a failure must come back on the next run.
 settings.register_profile('repeatable', deadline=None, derandomize=True)
@@ -52,6 +53,24 @@ def no_earlier_runs() -> Iterator[None]:
 def same_random_numbers() -> None:
     """Let each test draw the same, whatever ran before it."""
     set_random_seed(0)
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of tiny segmentation data."""
+    folder = tmp_path_factory.mktemp('data')
+    for split in ('train', 'val'):
+        write_data(folder, split)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of tiny detection data."""
+    folder = tmp_path_factory.mktemp('coco')
+    for split in ('train', 'val'):
+        write_coco(folder, split)
+    return folder
 
 
 @pytest.fixture(scope='session')
