@@ -12,6 +12,8 @@ import torch
 from torch import distributed, multiprocessing
 from torch.multiprocessing.spawn import ProcessContext, ProcessException
 
+from tests.devices import on_device
+
 TIMEOUT = 240.0
 FAILURE = 'failure.txt'
 
@@ -59,11 +61,11 @@ def _rank(
     rank: int, function: Callable, arguments: tuple, folder: Path, device: torch.device
 ) -> None:
     torch.set_num_threads(1)
-    torch.set_default_device(device)
     meeting = f'file://{folder}/meeting'  # takes no port that another test could take
     distributed.init_process_group('gloo', init_method=meeting, rank=rank, world_size=2)
     try:
-        torch.save(function(rank, *arguments), folder / f'{rank}.pt')
+        with on_device(device):
+            torch.save(function(rank, *arguments), folder / f'{rank}.pt')
     except Exception:
         with suppress(FileExistsError), (folder / FAILURE).open('x') as file:
             file.write(f'`{function.__name__}` failed in rank {rank}:\n{traceback.format_exc()}')
