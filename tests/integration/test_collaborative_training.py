@@ -191,6 +191,7 @@ def test_a_later_interval_of_validation_is_known_to_a_resumed_run(root, tmp_path
 
 SEVERAL_RUNS = """
 import os, sys
+from mmengine.config import Config
 from mmdistill_ext import cli
 
 for path in sys.argv[1:]:
