@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch.overrides import TorchFunctionMode
 
-RANDOM = {torch.rand, torch.randn, torch.randint, torch.randperm, torch.bernoulli, torch.normal}
+RANDOM = {torch.rand, torch.randn, torch.randint, torch.randperm}
 
 
 @contextmanager
@@ -34,13 +34,8 @@ class DrawnOnCPU(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        if func in RANDOM and kwargs.get('device') is None:
-            return self._draw(func, args, kwargs)
-        return func(*args, **kwargs)
-
-    def _draw(self, func, args: tuple, kwargs: dict) -> torch.Tensor:
-        if not any(isinstance(arg, torch.Tensor) for arg in args):
-            kwargs['device'] = 'cpu'
+        if func not in RANDOM or kwargs.get('device') is not None:
+            return func(*args, **kwargs)
         requires_grad = kwargs.pop('requires_grad', False)
-        args = [arg.cpu() if isinstance(arg, torch.Tensor) else arg for arg in args]
-        return func(*args, **kwargs).to(self.device).requires_grad_(requires_grad)
+        drawn = func(*args, **{**kwargs, 'device': 'cpu'})
+        return drawn.to(self.device).requires_grad_(requires_grad)
