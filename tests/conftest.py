@@ -13,7 +13,12 @@ import torch
 from hypothesis import settings
 from mmengine.runner import set_random_seed
 
-from tests.tiny_seg import forget_runs
+from tests.devices import on_device
+from tests.tiny_bccd import write_coco
+from tests.tiny_seg import forget_runs, write_data
+
+TESTS = Path(__file__).parent
+ON_ANY_DEVICE = ('functional', 'losses')  # folders of tests that follow `--device`
 
 # Loaded machines are slow, and a failure must come back on the next run.
 settings.register_profile('repeatable', deadline=None, derandomize=True)
@@ -21,6 +26,39 @@ settings.load_profile('repeatable')
 
 # Memory that nobody has set is NaN: what reads it fails always, not once in a while.
 torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    folders = ', '.join(f'tests/{name}' for name in ON_ANY_DEVICE)
+    parser.addoption('--device', default='cpu', help=f'where {folders} make their tensors')
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a device that is not there before any test runs."""
+    try:
+        torch.empty(1, device=config.getoption('device'))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise pytest.UsageError(f'--device {config.getoption("device")}: {error}') from error
+
+
+def follows_device(path: Path) -> bool:
+    return any(path.is_relative_to(TESTS / name) for name in ON_ANY_DEVICE)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """Make the tensors of a module's top level, and those of its parameters, on the device."""
+    follows = isinstance(collector, pytest.Module) and follows_device(collector.path)
+    with on_device(torch.device(collector.config.getoption('device') if follows else 'cpu')):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Make the tensors of a test and of its fixtures on the device."""
+    follows = follows_device(item.path)
+    with on_device(torch.device(item.config.getoption('device') if follows else 'cpu')):
+        return (yield)
 
 
 def pytest_report_header() -> str:
@@ -52,6 +90,30 @@ def no_earlier_runs() -> Iterator[None]:
 def same_random_numbers() -> None:
     """Let each test draw the same, whatever ran before it."""
     set_random_seed(0)
+
+
+@pytest.fixture(scope='session')
+def device(pytestconfig: pytest.Config) -> torch.device:
+    """Return the device of ``--device``."""
+    return torch.device(pytestconfig.getoption('device'))
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of tiny segmentation data."""
+    folder = tmp_path_factory.mktemp('data')
+    for split in ('train', 'val'):
+        write_data(folder, split)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of tiny detection data."""
+    folder = tmp_path_factory.mktemp('coco')
+    for split in ('train', 'val'):
+        write_coco(folder, split)
+    return folder
 
 
 @pytest.fixture(scope='session')

@@ -7,12 +7,12 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS, DefaultScope
 from mmengine.structures import BaseDataElement, PixelData
 from mmseg.structures import SegDataSample
-from torch import distributed, multiprocessing
 
 from mmdistill_ext.evaluation import NetworksEvaluator
 from mmdistill_ext.registry import EVALUATOR
 from mmdistill_ext.units.joint import with_networks
 from tests import tiny_seg
+from tests.two_ranks import in_two_ranks
 
 
 @METRICS.register_module()
@@ -149,22 +149,16 @@ def test_it_is_an_evaluator_of_the_framework(evaluator):
     assert isinstance(evaluator(MEAN), NetworksEvaluator)
 
 
-def worker(rank, folder):
-    distributed.init_process_group(
-        'gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2
-    )
+def worker(rank):
     made = NetworksEvaluator(MEAN)
     made.dataset_meta = dict(classes=tiny_seg.CLASSES)
     if rank == 1:
         made.process(samples([5.0, 7.0], a=[1.0, 2.0], b=[3.0, 5.0]))
-    torch.save(made.evaluate(2), f'{folder}/{rank}.pt')
-    distributed.destroy_process_group()
+    return made.evaluate(2)
 
 
-def test_a_process_without_images_does_not_keep_the_others_waiting(tmp_path):
-    multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
-    for rank in range(2):
-        found = torch.load(tmp_path / f'{rank}.pt')
+def test_a_process_without_images_does_not_keep_the_others_waiting():
+    for found in in_two_ranks(worker):
         assert {key: found[key] for key in ('a/mean', 'b/mean', 'ensemble/mean')} == {
             'a/mean': 1.5,
             'b/mean': 4.0,

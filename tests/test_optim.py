@@ -12,13 +12,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from tests import tiny_seg
-from tests.integration.test_collaborative_training import (  # noqa: F401
-    assert_identical,
-    config,
-    root,
-    state_of,
-    train,
-)
+from tests.runs import assert_identical, state_of, train
+from tests.tiny_collaboration import config
 
 CONSTRUCTOR = 'mmdistill_ext.PerNetworkOptimWrapperConstructor'
 KINDS = [
@@ -212,7 +207,7 @@ def test_mixed_precision_that_cannot_be_shared_is_refused(amp, a, b, message):
         build_optim_wrapper(Networks(), Config(dict(constructor=CONSTRUCTOR, **cfg))._cfg_dict)
 
 
-def run_config(root, work_dir, per_network):  # noqa: F811
+def run_config(root, work_dir, per_network):
     cfg = config(root, work_dir, dict(type='MinLoss'), iterations=3)
     wrapper = dict(
         type='OptimWrapper',
@@ -226,7 +221,7 @@ def run_config(root, work_dir, per_network):  # noqa: F811
     return cfg
 
 
-def test_whole_runs_with_equal_settings_are_alike(root, tmp_path):  # noqa: F811
+def test_whole_runs_with_equal_settings_are_alike(root, tmp_path):
     for name in ('one', 'each'):
         train(run_config(root, tmp_path / name, name == 'each'))
     for iteration in (2, 3):
@@ -236,13 +231,13 @@ def test_whole_runs_with_equal_settings_are_alike(root, tmp_path):  # noqa: F811
     assert set(states[1]['param_schedulers']) == set(states[1]['optimizer']) == {'a', 'b'}
 
 
-def test_the_option_for_mixed_precision_is_refused(root, tmp_path):  # noqa: F811
+def test_the_option_for_mixed_precision_is_refused(root, tmp_path):
     run_config(root, tmp_path / 'work', per_network=True).dump(tmp_path / 'run.py')
     with pytest.raises(ValueError, match=r"`--amp` is for one optimizer.*each network's config"):
         tiny_seg.tool('train')(tmp_path / 'run.py', '--amp')
 
 
-def test_learning_rates_are_scaled_for_every_network(root, tmp_path):  # noqa: F811
+def test_learning_rates_are_scaled_for_every_network(root, tmp_path):
     cfg = run_config(root, tmp_path, per_network=True)
     cfg.auto_scale_lr = dict(enable=True, base_batch_size=4)
     tiny_seg.forget_runs()

@@ -217,3 +217,44 @@ def batch(model: nn.Module, boxes: bool = True) -> tuple[torch.Tensor, list]:
     """Return them as they leave the model's preprocessor: normalised, padded to 64 x 96."""
     data = model.data_preprocessor(raw(boxes), training=True)
     return data['inputs'], data['data_samples']
+
+
+def faster_rcnn() -> dict:
+    """Return the smallest two-stage detector."""
+    cfg = retina()
+    cfg.pop('bbox_head')
+    rcnn = dict(
+        assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5),
+        sampler=dict(type='RandomSampler', num=8, pos_fraction=0.25),
+    )
+    return {
+        **cfg,
+        'type': 'FasterRCNN',
+        'rpn_head': dict(
+            type='RPNHead',
+            in_channels=8,
+            feat_channels=8,
+            anchor_generator=ANCHOR,
+        ),
+        'roi_head': dict(
+            type='StandardRoIHead',
+            bbox_roi_extractor=dict(
+                type='SingleRoIExtractor',
+                roi_layer=dict(type='RoIAlign', output_size=2, sampling_ratio=0),
+                out_channels=8,
+                featmap_strides=STRIDES,
+            ),
+            bbox_head=dict(
+                type='Shared2FCBBoxHead',
+                in_channels=8,
+                fc_out_channels=8,
+                roi_feat_size=2,
+                num_classes=3,
+            ),
+        ),
+        'train_cfg': dict(rpn={**cfg['train_cfg']}, rcnn=rcnn),
+        'test_cfg': dict(
+            rpn=dict(nms_pre=10, max_per_img=10, nms=dict(type='nms', iou_threshold=0.7)),
+            rcnn=dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=10),
+        ),
+    }

@@ -4,7 +4,6 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.logging import MessageHub
 
 from mmdistill_ext.functional import (
     linear,
@@ -29,15 +28,6 @@ from tests.tiny_networks import (
     segmenter,
     segmenters,
 )
-
-
-@pytest.fixture
-def iteration():
-    hub = MessageHub.get_current_instance()
-    before = hub.get_info('iter', 0)
-    yield lambda value: hub.update_info('iter', value)
-    hub.update_info('iter', before)
-
 
 SECONDS = {
     'MinLoss': (MIN_LOSS, lambda x, y: min_loss(x, y)),

@@ -15,12 +15,6 @@ from tests.tiny_networks import (
 )
 
 
-def faster_rcnn():
-    from tests.distillers.test_dense_distillation import faster_rcnn as made
-
-    return made()
-
-
 def sigmoid_segmenter():
     loss = dict(type='CrossEntropyLoss', use_sigmoid=True)
     return segmenter(loss_decode=loss)
@@ -54,7 +48,7 @@ def change(cfg, **head):
             "same `use_sigmoid`. Found False in 'a', True in 'b'",
         ),
         (dict(a=segmenter(), b=tiny_det.atss()), 'all be segmentors.*or all single-stage'),
-        (dict(a=tiny_det.atss(), b=faster_rcnn()), r'or all single-stage.*b.*FasterRCNN'),
+        (dict(a=tiny_det.atss(), b=tiny_det.faster_rcnn()), r'or all single-stage.*b.*FasterRCNN'),
         (dict(a=tiny_det.retina(), b=tiny_det.atss()), r'as many priors per location.*students.b'),
         (
             dict(a=tiny_det.atss(), b=change(tiny_det.gfl(), num_classes=4)),

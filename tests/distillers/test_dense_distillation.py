@@ -292,7 +292,7 @@ def test_losses_that_do_not_fit_are_refused(loss, message, teachers):
 
 
 def test_detectors_of_another_kind_are_refused(teachers, tmp_path):
-    cfg, path = faster_rcnn(), tmp_path / 't.pth'
+    cfg, path = tiny_det.faster_rcnn(), tmp_path / 't.pth'
     with pytest.raises(ValueError, match=r'`teacher.model`.*two-stage.*Found ATSS for a FasterRC'):
         build_teacher_student(cfg, teachers('atss'), dict(kd=KD))
     state = tiny_det.build_model({**cfg, '_scope_': 'mmdet'}).state_dict()
@@ -303,48 +303,7 @@ def test_detectors_of_another_kind_are_refused(teachers, tmp_path):
 
 
 def test_a_proposal_network_is_refused(teachers):
-    cfg = {**faster_rcnn(), 'type': 'RPN'}
+    cfg = {**tiny_det.faster_rcnn(), 'type': 'RPN'}
     cfg.pop('roi_head')
     with pytest.raises(ValueError, match="`losses.kd.head`.*'bbox_head', a RPNHead"):
         build_teacher_student(cfg, teachers('atss'), dict(kd=KD))
-
-
-def faster_rcnn():
-    """The smallest two-stage detector."""
-    cfg = tiny_det.retina()
-    cfg.pop('bbox_head')
-    rcnn = dict(
-        assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5),
-        sampler=dict(type='RandomSampler', num=8, pos_fraction=0.25),
-    )
-    return {
-        **cfg,
-        'type': 'FasterRCNN',
-        'rpn_head': dict(
-            type='RPNHead',
-            in_channels=8,
-            feat_channels=8,
-            anchor_generator=tiny_det.ANCHOR,
-        ),
-        'roi_head': dict(
-            type='StandardRoIHead',
-            bbox_roi_extractor=dict(
-                type='SingleRoIExtractor',
-                roi_layer=dict(type='RoIAlign', output_size=2, sampling_ratio=0),
-                out_channels=8,
-                featmap_strides=tiny_det.STRIDES,
-            ),
-            bbox_head=dict(
-                type='Shared2FCBBoxHead',
-                in_channels=8,
-                fc_out_channels=8,
-                roi_feat_size=2,
-                num_classes=3,
-            ),
-        ),
-        'train_cfg': dict(rpn={**cfg['train_cfg']}, rcnn=rcnn),
-        'test_cfg': dict(
-            rpn=dict(nms_pre=10, max_per_img=10, nms=dict(type='nms', iou_threshold=0.7)),
-            rcnn=dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=10),
-        ),
-    }

@@ -4,7 +4,6 @@ import math
 import pytest
 import torch
 from mmengine.config import ConfigDict
-from mmengine.logging import MessageHub
 
 from mmdistill_ext.distillers import ConstantFit, ExponentialFit, LogisticFit
 from mmdistill_ext.distillers.fit import Fit
@@ -159,28 +158,6 @@ def test_records_are_kept_only_when_somebody_takes_them():
     assert (first.sum(), second.sum()) == (4, 0)
     assert not first.requires_grad
     assert fit.pop_records() == []
-
-
-@pytest.fixture(scope='module')
-def teacher(tmp_path_factory):
-    path = tiny_seg.save_weights(tmp_path_factory.mktemp('t') / 't.pth', tiny_seg.model(16), seed=1)
-    return dict(model=tiny_seg.model(16), checkpoint=path)
-
-
-@pytest.fixture
-def batch():
-    torch.manual_seed(0)
-    labels = torch.randint(0, 3, (2, 32, 40))
-    labels[:, :4] = 255
-    return torch.randn(2, 3, 32, 40), tiny_seg.samples(labels)
-
-
-@pytest.fixture
-def iteration():
-    hub = MessageHub.get_current_instance()
-    before = hub.get_info('iter', 0)
-    yield lambda value: hub.update_info('iter', value)
-    hub.update_info('iter', before)
 
 
 def distilled(teacher, losses, student=None, fit=CONSTANT, **kwargs):

@@ -4,7 +4,6 @@ import weakref
 
 import pytest
 import torch
-from mmengine.logging import MessageHub
 from mmengine.model import ExponentialMovingAverage
 
 from mmdistill_ext.distillers.build import build_model
@@ -13,28 +12,6 @@ from tests import tiny_seg
 
 KD = dict(type='KDLoss', temperature=2.0)
 SEL = dict(type='SelectiveLoss', temperature=2.0)
-
-
-@pytest.fixture(scope='module')
-def teacher(tmp_path_factory):
-    path = tiny_seg.save_weights(tmp_path_factory.mktemp('t') / 't.pth', tiny_seg.model(16), seed=1)
-    return dict(model=tiny_seg.model(16), checkpoint=path)
-
-
-@pytest.fixture
-def batch():
-    torch.manual_seed(0)
-    labels = torch.randint(0, 3, (2, 32, 40))
-    labels[:, :4] = 255
-    return torch.randn(2, 3, 32, 40), tiny_seg.samples(labels)
-
-
-@pytest.fixture
-def iteration():
-    hub = MessageHub.get_current_instance()
-    before = hub.get_info('iter', 0)
-    yield lambda value: hub.update_info('iter', value)
-    hub.update_info('iter', before)
 
 
 def distilled(teacher, losses, student=None, **kwargs):

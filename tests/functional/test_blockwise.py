@@ -274,7 +274,7 @@ def test_half_precision_is_computed_in_float32(dtype, size):
     student, teacher, target = make((2, 5, 6, 7), None, size)
     half, teacher = student.detach().to(dtype).requires_grad_(), teacher.to(dtype)
     single = half.detach().float().requires_grad_()
-    with torch.autocast('cpu', dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         result = blockwise_distillation(half, teacher, target, task=True)
     expected = blockwise_distillation(single, teacher.float(), target, task=True)
     assert result.distill_sum.dtype == torch.float32

@@ -362,7 +362,7 @@ def test_half_precision_is_computed_in_float32(split):
     student, teacher, target = make(4, (6, 7))
     half, teacher = student.detach().bfloat16().requires_grad_(), teacher.bfloat16()
     single = half.detach().float().requires_grad_()
-    with torch.autocast('cpu', dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         found = run(half, teacher, target, split, hard_weight=0.3)
     expected = run(single, teacher.float(), target, split, hard_weight=0.3)
     assert found.distill_parts.dtype == found.task_parts.dtype == torch.float32

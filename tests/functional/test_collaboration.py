@@ -252,7 +252,7 @@ def test_nothing_is_narrowed_by_autocast():
     logits, target, corners = make_maps('coarse', dtype=torch.float32)
     networks = Networks(logits, target, corners)
     expected = passed(networks, min_loss, kind)
-    with torch.autocast('cpu', torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         found = passed(networks, min_loss, kind)
     assert torch.equal(found[0], expected[0])
     assert all(map(torch.equal, found[1], expected[1]))

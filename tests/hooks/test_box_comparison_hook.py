@@ -27,7 +27,7 @@ from mmdistill_ext.hooks.box_comparison_hook import (
     predict_as_teacher,
 )
 from tests import tiny_det, tiny_seg
-from tests.integration.test_segmentation_training import assert_identical
+from tests.runs import assert_identical
 
 SIZES = ((120, 160), (96, 128), (120, 160), (160, 120))  # the second one's picture is smaller
 BOXES = [[[20, 30, 60, 50], [90, 60, 40, 40]], [[30, 20, 50, 40]], [], [[10, 60, 70, 60]]]

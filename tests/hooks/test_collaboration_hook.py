@@ -19,15 +19,8 @@ from mmdistill_ext.hooks import CollaborationHook, collaboration_hook
 from mmdistill_ext.hooks.collaboration_hook import check_views, record
 from mmdistill_ext.transforms import MakeViews
 from tests import tiny_seg
-from tests.integration.test_collaborative_training import (  # noqa: F401
-    SECONDS,
-    config,
-    networks_of,
-    root,
-    scalars,
-    train,
-)
-from tests.integration.test_segmentation_training import assert_identical, state_of
+from tests.runs import assert_identical, logged, state_of, train
+from tests.tiny_collaboration import SECONDS, config, networks_of
 
 VALIDATION = ('val_dataloader', 'val_evaluator', 'val_cfg')
 
@@ -66,7 +59,7 @@ def validate(runner: Runner, hook: CollaborationHook, **metrics: float) -> list[
 
 
 @pytest.mark.parametrize('second', ['ValidationWeighted', 'General'])
-def test_weights_need_a_validation(root, tmp_path, second):  # noqa: F811
+def test_weights_need_a_validation(root, tmp_path, second):
     cfg = config(root, tmp_path, SECONDS[second])
     for key in VALIDATION:
         cfg.pop(key)
@@ -75,14 +68,14 @@ def test_weights_need_a_validation(root, tmp_path, second):  # noqa: F811
     assert not list(tmp_path.glob('*.pth'))
 
 
-def test_weights_by_metric_need_the_metrics_of_every_network(root, tmp_path):  # noqa: F811
+def test_weights_by_metric_need_the_metrics_of_every_network(root, tmp_path):
     cfg = config(root, tmp_path, SECONDS['ValidationWeighted'])
     cfg.val_evaluator = cfg.val_evaluator.metrics
     with pytest.raises(ValueError, match=r'NetworksEvaluator.*Found Evaluator\.'):
         train(cfg)
 
 
-def test_a_metric_that_is_none_names_the_known_ones(root, tmp_path):  # noqa: F811
+def test_a_metric_that_is_none_names_the_known_ones(root, tmp_path):
     cfg = config(root, tmp_path, {**SECONDS['ValidationWeighted'], 'metric': 'mDice'}, 2)
     known = r"Found 'mDice', there are \['aAcc', 'mAcc', 'mIoU'\]"
     with pytest.raises(ValueError, match=rf'`second\.metric` should be a metric.*{known}'):
@@ -108,7 +101,7 @@ def test_a_metric_that_is_none_names_the_known_ones(root, tmp_path):  # noqa: F8
     ],
 )
 def test_a_name_that_no_metric_can_have_is_refused_at_start(
-    root,  # noqa: F811
+    root,
     tmp_path,
     prefix,
     name,
@@ -126,7 +119,7 @@ def test_a_name_that_no_metric_can_have_is_refused_at_start(
         started(cfg)
 
 
-def test_a_run_without_scores_for_the_networks_still_trains(root, tmp_path):  # noqa: F811
+def test_a_run_without_scores_for_the_networks_still_trains(root, tmp_path):
     """Nothing depends on them, and the file says that there are none."""
     cfg = config(root, tmp_path, SECONDS['MinLoss'], 2)
     cfg.val_evaluator = cfg.val_evaluator.metrics
@@ -135,7 +128,7 @@ def test_a_run_without_scores_for_the_networks_still_trains(root, tmp_path):  # 
     assert set(entry['scores'].values()) == {None}
 
 
-def test_a_model_of_one_network_is_refused(root, tmp_path):  # noqa: F811
+def test_a_model_of_one_network_is_refused(root, tmp_path):
     cfg = tiny_seg.config(root, tmp_path)
     cfg.custom_hooks = [dict(type='mmdistill_ext.CollaborationHook')]
     with pytest.raises(ValueError, match=r'needs.*CollaborativeDistiller.*Found EncoderDecoder'):
@@ -149,7 +142,7 @@ def test_batches_are_counted(batches):
 
 
 @pytest.mark.parametrize('names', [['b', 'a'], ['a', 'c'], ['a', 'b', 'c']])
-def test_views_of_other_networks_are_refused_at_the_start(root, tmp_path, names):  # noqa: F811
+def test_views_of_other_networks_are_refused_at_the_start(root, tmp_path, names):
     cfg = config(root, tmp_path, SECONDS['MinLoss'])
     views = dict(type='mmdistill_ext.MakeViews', views={name: [] for name in names})
     cfg.train_dataloader.dataset.pipeline.insert(2, views)
@@ -189,7 +182,7 @@ def test_views_are_found_inside_of_data_sets_that_wrap_others():
     check_views(ConcatDataset([plain, plain]), ['a', 'b'])
 
 
-def test_weights_grow_with_the_metric_and_stay_without(root, tmp_path, said):  # noqa: F811
+def test_weights_grow_with_the_metric_and_stay_without(root, tmp_path, said):
     runner, hook = started(config(root, tmp_path, SECONDS['ValidationWeighted']))
     assert runner.model.weights.tolist() == [0.5, 0.5]
     weights = validate(runner, hook, a=30.0, b=40.0, ensemble=41.0)
@@ -202,7 +195,7 @@ def test_weights_grow_with_the_metric_and_stay_without(root, tmp_path, said):  #
     assert entry['best'] is None
 
 
-def test_a_score_that_is_no_number_cannot_be_the_best(root, tmp_path):  # noqa: F811
+def test_a_score_that_is_no_number_cannot_be_the_best(root, tmp_path):
     runner, hook = started(config(root, tmp_path, SECONDS['MinLoss']))
     assert validate(runner, hook, a=math.nan, b=1.0, ensemble=math.nan) == [0.5, 0.5]
     text = (tmp_path / 'networks.json').read_text()
@@ -215,7 +208,7 @@ def test_a_score_that_is_no_number_cannot_be_the_best(root, tmp_path):  # noqa: 
     )
 
 
-def test_networks_are_compared_by_the_metric_that_is_named(root, tmp_path):  # noqa: F811
+def test_networks_are_compared_by_the_metric_that_is_named(root, tmp_path):
     cfg = config(root, tmp_path, SECONDS['MinLoss'])
     cfg.custom_hooks[0].metric = 'aAcc'
     runner, hook = started(cfg)
@@ -225,7 +218,7 @@ def test_networks_are_compared_by_the_metric_that_is_named(root, tmp_path):  # n
     assert networks_of(tmp_path)['0']['metric'] == 'aAcc'
 
 
-def test_weights_come_from_their_own_metric(root, tmp_path):  # noqa: F811
+def test_weights_come_from_their_own_metric(root, tmp_path):
     cfg = config(root, tmp_path, SECONDS['ValidationWeighted'])
     cfg.custom_hooks[0].metric = 'aAcc'
     runner, hook = started(cfg)
@@ -247,7 +240,7 @@ def test_weights_come_from_their_own_metric(root, tmp_path):  # noqa: F811
     ],
 )
 def test_weights_by_errors(
-    root,  # noqa: F811
+    root,
     tmp_path,
     said,
     monkeypatch,
@@ -265,7 +258,7 @@ def test_weights_by_errors(
         assert re.search(warning, said[0])
 
 
-def test_networks_that_are_alike_share_the_weight(root, tmp_path, said):  # noqa: F811
+def test_networks_that_are_alike_share_the_weight(root, tmp_path, said):
     cfg = config(root, tmp_path, dict(type='General', ridge=1e-6))
     cfg.model.students = dict(a=tiny_seg.model(4), b=tiny_seg.model(4))
     runner, hook = started(cfg)
@@ -275,7 +268,7 @@ def test_networks_that_are_alike_share_the_weight(root, tmp_path, said):  # noqa
     assert 'err nearly alike' in said[0]
 
 
-def test_measuring_disturbs_nothing(root, tmp_path):  # noqa: F811
+def test_measuring_disturbs_nothing(root, tmp_path):
     """Weights, statistics, modes, gradients and random numbers are as they were."""
     cfg = config(root, tmp_path, SECONDS['General'])
     cfg.model.students.a.decode_head.dropout_ratio = 0.5
@@ -296,7 +289,7 @@ def test_measuring_disturbs_nothing(root, tmp_path):  # noqa: F811
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
-def test_errors_are_measured_on_what_the_hook_names(root, tmp_path):  # noqa: F811
+def test_errors_are_measured_on_what_the_hook_names(root, tmp_path):
     """All four images: the sum is that of the distiller over the whole data set."""
     cfg = config(root, tmp_path, SECONDS['General'])
     cfg.custom_hooks[0].update(batches=4, dataloader=tiny_seg.dataloader(root, 'train'))
@@ -311,7 +304,7 @@ def test_errors_are_measured_on_what_the_hook_names(root, tmp_path):  # noqa: F8
     assert hook._measure(runner).equal(found)
 
 
-def test_held_out_images_need_labels(root, tmp_path):  # noqa: F811
+def test_held_out_images_need_labels(root, tmp_path):
     cfg = config(root, tmp_path, SECONDS['General'])
     del cfg.val_dataloader.dataset.pipeline[1]
     with pytest.raises(ValueError, match=r'`val_dataloader\.dataset` should give labels'):
@@ -344,7 +337,7 @@ def test_the_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
     assert [x.name for x in tmp_path.iterdir()] == ['networks.json']
 
 
-def test_the_hook_changes_nothing_where_no_weights_are_taken(root, tmp_path):  # noqa: F811
+def test_the_hook_changes_nothing_where_no_weights_are_taken(root, tmp_path):
     for name in ('with', 'without'):
         cfg = config(root, tmp_path / name, SECONDS['MinLoss'])
         if name == 'without':
@@ -355,9 +348,9 @@ def test_the_hook_changes_nothing_where_no_weights_are_taken(root, tmp_path):  #
         assert_identical(*(state[part] for state in states))
 
 
-def test_the_log_shows_the_weights_that_were_found(root, tmp_path):  # noqa: F811
+def test_the_log_shows_the_weights_that_were_found(root, tmp_path):
     folder = train(config(root, tmp_path, SECONDS['General'], 2))
-    (line,) = [line for line in scalars(folder) if 'weight/a' in line]
+    (line,) = [line for line in logged(folder) if 'weight/a' in line]
     (entry,) = networks_of(folder).values()
     assert {name: line[f'weight/{name}'] for name in ('a', 'b')} == entry['weights']
     assert {name: line[f'{name}/mIoU'] for name in entry['scores']} == entry['scores']
@@ -365,7 +358,7 @@ def test_the_log_shows_the_weights_that_were_found(root, tmp_path):  # noqa: F81
     assert entry['weights']['a'] != 0.5
 
 
-def test_validating_without_training_is_left_alone(root, tmp_path):  # noqa: F811
+def test_validating_without_training_is_left_alone(root, tmp_path):
     cfg = config(root, tmp_path, SECONDS['General'])
     tiny_seg.forget_runs()
     runner = Runner.from_cfg(cfg)

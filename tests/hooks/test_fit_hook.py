@@ -15,12 +15,9 @@ FIT = dict(function=dict(type='ExponentialFit', b=10.0))
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data')
-    for split in ('train', 'val'):
-        tiny_seg.write_data(folder, split)
-    tiny_seg.save_weights(folder / 't.pth', tiny_seg.model(16), seed=1)
-    return folder
+def data(root):
+    tiny_seg.save_weights(root / 't.pth', tiny_seg.model(16), seed=1)
+    return root
 
 
 @pytest.fixture

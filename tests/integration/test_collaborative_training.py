@@ -1,110 +1,30 @@
 """Real runs of several networks that teach each other, through a Runner and through the tools."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from tests import tiny_det, tiny_seg
-from tests.integration import test_detection_training as detection
-from tests.integration.test_segmentation_training import (
+from tests.runs import (
+    ROOT,
     assert_identical,
     free_port,
-    plain_config,
+    logged,
+    metrics_of_test,
     run_tool,
     state_of,
+    train,
 )
-
-ROOT = Path(__file__).parents[2]
-SECONDS = dict(
-    MinLoss=dict(type='MinLoss'),
-    ValidationWeighted=dict(type='ValidationWeighted', metric='mIoU', temperature=5.0),
-    General=dict(type='General'),
+from tests.tiny_collaboration import (
+    PER_NETWORK,
+    SECONDS,
+    VIEWS,
+    config,
+    detectors,
+    networks_of,
+    validations,
 )
-PER_NETWORK = dict(
-    constructor='mmdistill_ext.PerNetworkOptimWrapperConstructor',
-    a=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05, momentum=0.9)),
-    b=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.01)),
-)
-VIEWS = dict(
-    type='mmdistill_ext.MakeViews', views=dict(a=[dict(type='PhotoMetricDistortion')], b=[])
-)
-
-
-@pytest.fixture(scope='module')
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data')
-    for split in ('train', 'val'):
-        tiny_seg.write_data(folder, split)
-    return folder
-
-
-@pytest.fixture(scope='module')
-def coco(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('coco')
-    for split in ('train', 'val'):
-        detection.write_coco(folder, split)
-    return folder
-
-
-def other_network(channels: int = 4) -> dict:
-    """A network unlike that of ``tiny_seg``: another stride, another head."""
-    model = tiny_seg.model(channels)
-    model['backbone']['strides'] = (1, 2, 2, 1)
-    model['decode_head'].update(type='PSPHead', pool_scales=(1, 2))
-    del model['decode_head']['num_convs']
-    return model
-
-
-def collaborate(cfg: Config, second: dict, metrics: dict | None = None, **students: dict) -> Config:
-    """Turn a plain run into that of networks ``a`` and ``b``."""
-    cfg = Config(cfg.to_dict())
-    cfg.model = dict(
-        type='mmdistill_ext.CollaborativeDistiller',
-        students=students or dict(a=tiny_seg.model(4), b=other_network()),
-        second=second,
-        kl=dict(temperature=2.0),
-    )
-    metrics = metrics or cfg.val_evaluator
-    cfg.val_evaluator = dict(type='mmdistill_ext.NetworksEvaluator', metrics=metrics)
-    cfg.test_evaluator = cfg.val_evaluator
-    cfg.custom_hooks = [dict(type='mmdistill_ext.CollaborationHook', batches=2)]
-    cfg.custom_imports = dict(imports=['mmdistill_ext'], allow_failed_imports=False)
-    return cfg
-
-
-def config(root: Path, work_dir: Path, second: dict, iterations: int = 4) -> Config:
-    """Four iterations with a validation after every second."""
-    cfg = collaborate(plain_config(root, work_dir, iterations), second)
-    cfg.train_cfg.val_interval = 2
-    return cfg
-
-
-def train(cfg: Config) -> Path:
-    tiny_seg.forget_runs()
-    Runner.from_cfg(cfg).train()
-    return Path(cfg.work_dir)
-
-
-def scalars(work_dir: Path) -> list[dict]:
-    latest = max(work_dir.glob('*/vis_data/scalars.json'))
-    return [json.loads(line) for line in latest.read_text().splitlines()]
-
-
-def validations(work_dir: Path) -> list[dict]:
-    """The metrics of each."""
-    return [line for line in scalars(work_dir) if 'weight/a' in line]
-
-
-def metrics_of_test(work_dir: Path) -> dict:
-    return json.loads(max(work_dir.glob('*/*.json')).read_text())
-
-
-def networks_of(work_dir: Path) -> dict:
-    return json.loads((work_dir / 'networks.json').read_text())
 
 
 @pytest.fixture(scope='module')
@@ -188,7 +108,7 @@ def test_the_best_is_that_of_the_checkpoints_last_validation(run, tmp_path):
 
 
 def test_the_log_has_every_term(run):
-    first = scalars(run / 'work')[0]
+    first = logged(run / 'work')[0]
     assert {'a/loss_ce', 'b/loss_ce', 'a/loss_kl', 'b/loss_kl', 'ensemble/loss'} <= set(first)
     assert validations(run / 'work')[-1]['weight/a'] > 0
 
@@ -353,26 +273,11 @@ def test_mixed_precision_gives_the_losses_of_full_precision(root, tmp_path, seco
     assert found[1] == pytest.approx(found[0], rel=0.05, abs=0.01)
 
 
-def detectors(coco: Path, work_dir: Path) -> Config:
-    """ATSS and GFL with views of their own, one epoch of two iterations at a time."""
-    name = 'plain/gfl_r18-w16_8e_bccd-320x240.py'
-    cfg = detection.config(coco, name, work_dir)
-    voc = dict(type='VOCMetric', metric='mAP', iou_thrs=0.1)  # hardly trained: mAP 0 at 0.5
-    metrics = [cfg.val_evaluator, voc]
-    cfg = collaborate(cfg, dict(type='General'), metrics, a=tiny_det.atss(4), b=tiny_det.gfl(6))
-    cfg.train_dataloader.dataset.pipeline.insert(-1, VIEWS)
-    cfg.train_cfg.val_interval = 1
-    for network in cfg.model.students.values():
-        nms = dict(type='nms', iou_threshold=0.9)
-        network.test_cfg.update(score_thr=0.0, max_per_img=300, nms=nms)
-    return cfg
-
-
 def test_detectors_learn_together_and_are_shipped_alone(coco, tmp_path):
     cfg = detectors(coco, tmp_path / 'work')
     cfg.dump(tmp_path / 'run.py')
     tiny_seg.tool('train')(tmp_path / 'run.py')
-    first, last = scalars(tmp_path / 'work')[0], validations(tmp_path / 'work')[-1]
+    first, last = logged(tmp_path / 'work')[0], validations(tmp_path / 'work')[-1]
     assert {'a/loss_bbox', 'b/loss_dfl', 'a/loss_kl', 'b/loss_kl', 'ensemble/loss'} <= set(first)
     record = networks_of(tmp_path / 'work')
     entry = record[max(record, key=int)]

@@ -7,15 +7,16 @@ from mmengine.runner import Runner
 
 from mmdistill_ext.hooks import FitHook
 from tests import tiny_det, tiny_seg, tiny_zoo
-from tests.integration.test_detection_training import CONFIGS, config, data  # noqa: F401
-from tests.integration.test_fit_training import assert_same, last, run, run_two, scalars
+from tests.forked_runs import run, run_two
+from tests.runs import assert_identical, last, scalars
+from tests.tiny_bccd import CONFIGS, config
 
 CONSTANT = dict(type='ConstantFit', c=1.0)
 HEADS = ('retinanet', 'gfl')
 SCALARS = [f'fit/{name}' for name in ('error', 'weight', 'train_gt_loss', 'val_gt_loss')]
 
 
-def fit_config(data, head, function, split='unit', **hook):  # noqa: F811
+def fit_config(data, head, function, split='unit', **hook):
     """A run with SEL and the fit loss; without hook arguments, no FitHook."""
     name = f'fit/fit-sel_{head}_r18_{head}_r18-w16_8e_bccd-320x240.py'
     cfg = config(data, name, data)
@@ -37,7 +38,7 @@ def with_models(cfg, folder, tiny, save):
 
 
 @pytest.mark.parametrize('head', ['gfl', 'faster'])
-def test_measuring_changes_nothing(data, tmp_path, head):  # noqa: F811
+def test_measuring_changes_nothing(data, tmp_path, head):
     """FIT-6, and F = 1 is the run without the fit loss."""
     measured = dict(interval=2, batches=2, measure_train=True)
     base = 'gfl' if head == 'faster' else head
@@ -60,7 +61,7 @@ def test_measuring_changes_nothing(data, tmp_path, head):  # noqa: F811
     assert len(losses) == 6
     for name in plans:
         for part in ('state_dict', 'optimizer'):
-            assert_same(last(tmp_path / name)[part], expected[part])
+            assert_identical(last(tmp_path / name)[part], expected[part])
         assert scalars(tmp_path / name, 'loss_cls', 'bbox.loss_sel', 'lr') == losses
     history = last(tmp_path / 'measured')['fit']['history']
     assert [row['iter'] for row in history] == [2, 4, 6]
@@ -69,19 +70,19 @@ def test_measuring_changes_nothing(data, tmp_path, head):  # noqa: F811
 
 
 @pytest.mark.parametrize(('head', 'split'), [('retinanet', 'image'), ('gfl', 'unit')])
-def test_resumed_run_equals_an_uninterrupted_one(data, tmp_path, head, split):  # noqa: F811
+def test_resumed_run_equals_an_uninterrupted_one(data, tmp_path, head, split):
     function = dict(type='LogisticFit', b=1e3)
     cfg = fit_config(data, head, function, split, interval=2, batches=1, window=3)
     run(cfg, tmp_path / 'whole')
     cfg.resume, cfg.load_from = True, str(tmp_path / 'whole/work/iter_2.pth')
     run(cfg, tmp_path / 'part')
     for key in ('state_dict', 'optimizer', 'fit'):
-        assert_same(last(tmp_path / 'part')[key], last(tmp_path / 'whole')[key])
+        assert_identical(last(tmp_path / 'part')[key], last(tmp_path / 'whole')[key])
     assert scalars(tmp_path / 'part', *SCALARS)[6] == scalars(tmp_path / 'whole', *SCALARS)[6]
     assert scalars(tmp_path / 'whole', 'fit/weight')[6][0] not in (None, 1)
 
 
-def test_two_processes_equal_one_with_the_same_global_batch(data, tmp_path):  # noqa: F811
+def test_two_processes_equal_one_with_the_same_global_batch(data, tmp_path):
     """One of the two images has no box. FCOS divides by all ranks' positives and by no less."""
     cfg = fit_config(data, 'gfl', dict(type='LogisticFit', b=1e50), interval=2, batches=1)
     tiny = {'_scope_': 'mmdet', **tiny_det.fcos()}
@@ -108,7 +109,7 @@ def test_the_config_is_what_the_tools_take():
         assert hooks[-1].type == 'mmdistill_ext.FitHook'
 
 
-def test_validation_is_measured_in_batches_of_the_training(data, tmp_path):  # noqa: F811
+def test_validation_is_measured_in_batches_of_the_training(data, tmp_path):
     """The head divides by the positives of its batch, so the batch's size matters."""
     cfg = fit_config(data, 'gfl', CONSTANT, interval=2, batches=1, measure_train=True)
     cfg.val_dataloader.batch_size = 1

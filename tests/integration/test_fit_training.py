@@ -1,35 +1,17 @@
 """Real runs with the fit loss on tiny data, through tools/train.py (FIT-6, FIT-7)."""
 
-import json
 import os
 import random
 import signal
-import socket
 import time
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
 
-from mmdistill_ext.compat import allow_training_checkpoints
 from tests import tiny_seg
-
-TIMEOUT = 240
-FORK = get_context('fork')  # the frameworks are imported already
-
-
-@pytest.fixture(scope='module')
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data')
-    for split in ('train', 'val'):
-        tiny_seg.write_data(folder, split)
-    return folder
-
-
-@pytest.fixture(scope='module')
-def teacher(tmp_path_factory):
-    return tiny_seg.save_weights(tmp_path_factory.mktemp('t') / 't.pth', tiny_seg.model(16), seed=1)
+from tests.forked_runs import run, run_two, start, write
+from tests.runs import assert_identical, last, scalars
 
 
 def config(root, teacher, function, **hook):
@@ -49,85 +31,6 @@ def config(root, teacher, function, **hook):
     cfg.pop('work_dir')
     cfg.env_cfg = dict(dist_cfg=dict(backend='gloo'))
     return cfg
-
-
-def run(cfg, folder, *options):
-    """tools/train.py in a process of its own."""
-    process = start(write(cfg, folder), *options)
-    process.join(TIMEOUT)
-    assert process.exitcode == 0
-
-
-def run_two(cfg, folder):
-    """The same in two that train together."""
-    cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None)
-    write(cfg, folder)
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    shared = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2')
-    ranks = [
-        start(folder, '--launcher', 'pytorch', RANK=str(rank), LOCAL_RANK=str(rank), **shared)
-        for rank in range(2)
-    ]
-    try:
-        for rank in ranks:
-            rank.join(TIMEOUT)
-        assert [rank.exitcode for rank in ranks] == [0, 0]
-    finally:
-        for rank in ranks:
-            rank.kill()
-
-
-def write(cfg, folder):
-    folder.mkdir(exist_ok=True)
-    cfg.dump(folder / 'run.py')
-    return folder
-
-
-def start(folder, *options, **environment):
-    arguments = (folder / 'run.py', '--work-dir', folder / 'work', *options)
-    process = FORK.Process(target=child, args=(arguments, environment), daemon=True)
-    process.start()
-    return process
-
-
-def child(arguments, environment):
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    tiny_seg.tool('train')(*arguments)
-
-
-def last(folder):
-    files = sorted((folder / 'work').glob('iter_*.pth'), key=lambda path: int(path.stem[5:]))
-    allow_training_checkpoints()
-    return torch.load(files[-1], weights_only=True)
-
-
-def scalars(folder, *names):
-    """Rows (iteration, values) of the run's log; later writing wins, as after a resumption."""
-    rows = {}
-    for file in sorted((folder / 'work').glob('*/vis_data/scalars.json')):
-        for line in map(json.loads, file.read_text().splitlines()):
-            if 'iter' in line:
-                rows[line['iter']] = [line.get(name) for name in names]
-    return rows
-
-
-def assert_same(first, second):
-    assert type(first) is type(second)
-    if isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first:
-            assert_same(first[key], second[key])
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second)
-        for a, b in zip(first, second, strict=True):
-            assert_same(a, b)
-    elif isinstance(first, torch.Tensor):
-        assert torch.equal(first, second)
-    else:
-        assert first == second
 
 
 def noisy(cfg):
@@ -159,7 +62,7 @@ def test_measuring_changes_nothing(root, teacher, tmp_path, runner):
     assert len(logged) == len(losses) == 6
     for name in ('unmeasured', 'measured'):
         for part in ('state_dict', 'optimizer'):
-            assert_same(last(tmp_path / name)[part], expected[part])
+            assert_identical(last(tmp_path / name)[part], expected[part])
         assert scalars(tmp_path / name, 'decode.acc_seg', 'lr') == logged
     assert scalars(tmp_path / 'measured', 'decode.loss_ce', 'decode.loss_kd', 'loss') == losses
     history = last(tmp_path / 'measured')['fit']['history']
@@ -206,7 +109,7 @@ def test_killed_five_times_it_ends_as_if_never_stopped(root, teacher, tmp_path):
     run(cfg, tmp_path / 'killed', '--resume')
     whole, killed = last(tmp_path / 'whole'), last(tmp_path / 'killed')
     for part in ('state_dict', 'optimizer', 'fit'):
-        assert_same(killed[part], whole[part])
+        assert_identical(killed[part], whole[part])
     names = [f'fit/{n}' for n in ('error', 'weight', 'train_gt_loss', 'val_gt_loss')]
     expected = scalars(tmp_path / 'whole', *names)
     assert scalars(tmp_path / 'killed', *names) == expected

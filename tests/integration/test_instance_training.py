@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from tests.integration.test_detection_training import write_coco
-from tests.integration.test_fit_training import last, run, scalars
-from tests.integration.test_segmentation_training import run_tool
+from tests.forked_runs import run
+from tests.runs import ROOT, last, run_tool, scalars
+from tests.tiny_bccd import write_coco
 from tests.tiny_zoo import config as zoo_config
 from tests.tiny_zoo import save_weights
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='module')

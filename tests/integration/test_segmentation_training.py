@@ -1,59 +1,14 @@
 """Real runs of the selective teacher on tiny data, through a Runner and through the tools."""
 
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 import torch
 from mmengine.runner import Runner
 
 from tests import tiny_seg
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope='module')
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data')
-    for split in ('train', 'val'):
-        tiny_seg.write_data(folder, split)
-    return folder
-
-
-@pytest.fixture(scope='module')
-def teacher(tmp_path_factory):
-    return tiny_seg.save_weights(tmp_path_factory.mktemp('t') / 't.pth', tiny_seg.model(16), seed=1)
-
-
-def plain_config(root, work_dir, iterations=4):
-    cfg = tiny_seg.config(root, work_dir)
-    cfg.train_cfg.max_iters = iterations
-    cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
-    cfg.optim_wrapper.optimizer = dict(type='AdamW', lr=0.01)
-    cfg.param_scheduler = [dict(type='PolyLR', power=0.9, by_epoch=False, end=4)]
-    cfg.default_hooks.pop('visualization')
-    cfg.experiment_name = f'{work_dir.parent.name}-{work_dir.name}'
-    return cfg
-
-
-def state_of(checkpoint):
-    return torch.load(checkpoint, weights_only=False)
-
-
-def assert_identical(first, second):
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        if isinstance(value, dict):
-            assert_identical(value, second[key])
-        elif isinstance(value, torch.Tensor):
-            assert torch.equal(value, second[key]), key
-        else:
-            assert value == second[key], key
+from tests.runs import ROOT, assert_identical, free_port, plain_config, run_tool, state_of
 
 
 def test_weight_0_trains_bit_identically_to_the_plain_config(root, teacher, tmp_path):
@@ -81,26 +36,6 @@ def test_resumed_run_equals_an_uninterrupted_one(root, teacher, tmp_path):
     plain_keys = state_of(tmp_path / 'whole' / 'iter_4.pth')['state_dict'].keys()
     model = Runner.from_cfg(plain_config(root, tmp_path / 'plain')).model
     assert plain_keys == model.state_dict().keys()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
-
-
-def run_tool(*arguments, cwd):
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', *map(str, arguments)],
-        cwd=cwd,
-        env=env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    return done.stdout
 
 
 def test_two_processes_equal_one_with_the_same_global_batch(root, teacher, tmp_path):

@@ -17,6 +17,7 @@ from mmengine.config import Config
 
 from mmdistill_ext.distillers.build import build_model
 from tests import tiny_seg
+from tests.runs import logged, metrics_of_test
 from tests.tiny_seg import tool
 
 
@@ -33,20 +34,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def scalars(work_dir: Path) -> list[dict]:
-    """What the latest run in a folder logged."""
-    latest = max(work_dir.glob('*/vis_data/scalars.json'))
-    return [json.loads(line) for line in latest.read_text().splitlines()]
-
-
 def metrics(work_dir: Path) -> dict:
     """What the latest test in a folder found, but for times."""
-    found = json.loads(max(work_dir.glob('*/*.json')).read_text())
-    return {key: value for key, value in found.items() if 'time' not in key}
+    return {key: value for key, value in metrics_of_test(work_dir).items() if 'time' not in key}
 
 
 def test_training_logs_every_term_and_saves_the_plain_student(run: Path):
-    first = scalars(run / 'work')[0]
+    first = logged(run / 'work')[0]
     assert {'loss', 'decode.loss_ce', 'decode.loss_sel', 'lr', 'time'} <= set(first)
     assert first['loss'] == pytest.approx(first['decode.loss_ce'] + first['decode.loss_sel'])
     state = torch.load(run / 'work/iter_2.pth', weights_only=False)['state_dict']
@@ -59,7 +53,7 @@ def test_resume_goes_on(run: Path, tmp_path: Path):
     longer = ['train_cfg.max_iters=3', 'train_cfg.val_interval=3']
     (tmp_path / 'last_checkpoint').write_text(str(run / 'work/iter_2.pth'))
     tool('train')(run / 'run.py', '--work-dir', tmp_path, '--resume', *options, *longer)
-    assert [row['step'] for row in scalars(tmp_path) if 'loss' in row] == [3]
+    assert [row['step'] for row in logged(tmp_path) if 'loss' in row] == [3]
 
 
 def test_nothing_to_resume_starts_anew_from_load_from(run: Path, tmp_path: Path):
@@ -107,7 +101,7 @@ def test_test_evaluates_the_student_without_the_teacher(run: Path, tmp_path: Pat
     checkpoint = run / 'work/iter_2.pth'
     folders = ['--out', tmp_path / 'out', '--show-dir', tmp_path / 'shown']
     tool('test')(run / 'run.py', checkpoint, '--work-dir', tmp_path / 'work', *folders)
-    validated = scalars(run / 'work')[-1]
+    validated = logged(run / 'work')[-1]
     assert metrics(tmp_path / 'work') == {key: validated[key] for key in ('aAcc', 'mIoU', 'mAcc')}
     predicted = cv2.imread(str(tmp_path / 'out/2.png'), cv2.IMREAD_UNCHANGED)
     assert predicted.shape == tiny_seg.SIZES[2]

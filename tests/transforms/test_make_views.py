@@ -1,9 +1,8 @@
 """Views of one image: what they may change, and what reaches the networks."""
 
 import copy
+from importlib import import_module
 
-import mmdet.datasets  # noqa: F401  registers transforms
-import mmseg.datasets  # noqa: F401
 import numpy as np
 import pytest
 import torch
@@ -16,16 +15,12 @@ from mmengine.runner import Runner
 
 from mmdistill_ext.transforms import MakeViews
 from tests import tiny_seg
-from tests.integration.test_collaborative_training import (  # noqa: F401
-    assert_identical,
-    coco,
-    detectors,
-    root,
-    state_of,
-    train,
-)
-from tests.integration.test_collaborative_training import config as segmentation
+from tests.runs import assert_identical, state_of, train
+from tests.tiny_collaboration import config as segmentation
+from tests.tiny_collaboration import detectors
 
+for framework in ('mmdet', 'mmseg'):  # to register their transforms
+    import_module(f'{framework}.datasets')
 DISTORTION = dict(type='mmseg.PhotoMetricDistortion')
 REPEATED = dict(type='mmdistill_ext.MakeViews', views=dict(a=[], b=[]))
 
@@ -194,7 +189,7 @@ def test_fewer_than_two_views_are_refused(views):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_workers_make_the_same_views_as_the_process_itself(root, workers):  # noqa: F811
+def test_workers_make_the_same_views_as_the_process_itself(root, workers):
     loader = tiny_seg.dataloader(root, 'train')
     grey = dict(type='mmseg.CLAHE')
     loader['dataset']['pipeline'].insert(2, {**REPEATED, 'views': dict(a=[grey], b=[])})
@@ -210,7 +205,7 @@ def test_workers_make_the_same_views_as_the_process_itself(root, workers):  # no
             assert not torch.equal(found[:3], image)
 
 
-def test_random_looks_come_back_with_the_seed(root):  # noqa: F811
+def test_random_looks_come_back_with_the_seed(root):
     def images(seed):
         loader = tiny_seg.dataloader(root, 'train')
         views = dict(a=[DISTORTION], b=[DISTORTION])
@@ -227,7 +222,7 @@ def test_random_looks_come_back_with_the_seed(root):  # noqa: F811
     assert not any(torch.equal(image[:3], image[3:]) for image in first)
 
 
-def test_repeated_images_train_segmenters_as_one(root, tmp_path):  # noqa: F811
+def test_repeated_images_train_segmenters_as_one(root, tmp_path):
     for name in ('one', 'repeated'):
         cfg = segmentation(root, tmp_path / name, dict(type='MinLoss'), iterations=2)
         if name == 'repeated':
@@ -238,7 +233,7 @@ def test_repeated_images_train_segmenters_as_one(root, tmp_path):  # noqa: F811
         assert_identical(*(state[part] for state in states))
 
 
-def test_repeated_images_train_detectors_as_one(coco, tmp_path):  # noqa: F811
+def test_repeated_images_train_detectors_as_one(coco, tmp_path):
     for name in ('one', 'repeated'):
         cfg = detectors(coco, tmp_path / name)
         pipeline = cfg.train_dataloader.dataset.pipeline
@@ -251,7 +246,7 @@ def test_repeated_images_train_detectors_as_one(coco, tmp_path):  # noqa: F811
         assert_identical(*(state[part] for state in states))
 
 
-def test_networks_get_their_own_views(root, tmp_path):  # noqa: F811
+def test_networks_get_their_own_views(root, tmp_path):
     """A black view leaves network a nothing to learn from: its first feature map is flat."""
     cfg = Config(segmentation(root, tmp_path, dict(type='MinLoss'), iterations=1).to_dict())
     black = dict(type='mmseg.AdjustGamma', gamma=0.01)  # all but black

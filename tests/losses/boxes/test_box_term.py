@@ -4,12 +4,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import distributed, multiprocessing
 
 from mmdistill_ext.losses import KDLoss, SelectiveLoss
 from mmdistill_ext.losses.boxes.box_term import BoxTerm
 from mmdistill_ext.units.base import SplitResult, SplitRule, Units
 from mmdistill_ext.units.boxes import Boxes, box_ious
+from tests.two_ranks import in_two_ranks
 
 CLASSES, IGNORED = 3, -1
 DISTANCES = ('iou', 'l1', 'distribution')
@@ -545,11 +545,7 @@ def outcome(loss, units):
     )
 
 
-def worker(rank, folder):
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        'gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2
-    )
+def worker(rank):
     found = {
         f'{name} {which}': outcome(build(), half(units(), rank))
         for name, build in LOSSES.items()
@@ -558,14 +554,12 @@ def worker(rank, folder):
     loss = KDLoss(average='positive', box={})
     loss(split_up(half(make(), rank)))
     found['fit'] = loss.pop_fit_sums()
-    torch.save(found, f'{folder}/{rank}.pt')
-    distributed.destroy_process_group()
+    return found
 
 
-def test_two_ranks_give_the_gradient_of_one(tmp_path):
+def test_two_ranks_give_the_gradient_of_one():
     """Also where all positives, or the only one, are with the first rank."""
-    multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in range(2))
+    first, second = in_two_ranks(worker)
     for name, build in LOSSES.items():
         for which, units in UNITS.items():
             whole = outcome(build(), units())

@@ -3,11 +3,11 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import distributed, multiprocessing
 
 from mmdistill_ext.functional import simple_images, simple_units
 from mmdistill_ext.losses import KDLoss, SelectiveLoss
 from mmdistill_ext.units.base import FusedCrossEntropy, SplitRule, Units
+from tests.two_ranks import in_two_ranks
 
 LOSSES = {
     'kd': lambda: KDLoss(temperature=2.0, class_weight=[1.0, 2.0, 0.0, 0.5]),
@@ -170,12 +170,8 @@ def test_all_void_is_exactly_zero(loss, by):
     assert module.pop_fit_sums().tolist() == [0, 0, 0, 0]
 
 
-def worker(rank, folder):
+def worker(rank):
     """One of two ranks: each has half of the batch."""
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        'gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2
-    )
     found = {}
     for name, by in CASES:
         loss = LOSSES[name]()
@@ -186,13 +182,11 @@ def worker(rank, folder):
             gradient(losses, units),
             loss.pop_fit_sums(),
         )
-    torch.save(found, f'{folder}/{rank}.pt')
-    distributed.destroy_process_group()
+    return found
 
 
-def test_two_ranks_are_one(tmp_path):
-    multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in range(2))
+def test_two_ranks_are_one():
+    first, second = in_two_ranks(worker)
     for name, by in CASES:
         loss, units = LOSSES[name](), make(SPLITS[by], TASKS['all'])
         losses = loss(units)

@@ -3,11 +3,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mmengine.dist import get_rank
-from torch import distributed, multiprocessing
 
 from mmdistill_ext.losses import KDLoss, SelectiveLoss
 from mmdistill_ext.units.base import Units
+from tests.two_ranks import in_two_ranks
 
 LOSSES = {
     'selected': lambda: SelectiveLoss(temperature=2.0, class_weight=[1.0, 2.0, 0.0, 0.5]),
@@ -27,13 +26,9 @@ def make(images=4, seed=0):
     return Units(student.requires_grad_(), teacher, labels)
 
 
-def worker(rank, folder):
+def worker(rank):
     """One of two ranks: each has half of the batch; the second selects nothing."""
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        'gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2
-    )
-    part = slice(2 * get_rank(), 2 * get_rank() + 2)
+    part = slice(2 * rank, 2 * rank + 2)
     whole = make()
     found = {}
     for name, build in LOSSES.items():
@@ -43,13 +38,11 @@ def worker(rank, folder):
         found[name] = loss.detach(), student.grad
     void = torch.full_like(whole.labels[part], 255)
     found['void'] = SelectiveLoss()(Units(student, whole.teacher[part], void))['loss'].detach()
-    torch.save(found, f'{folder}/{rank}.pt')
-    distributed.destroy_process_group()
+    return found
 
 
-def test_two_ranks_give_the_gradient_of_one(tmp_path):
-    multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in range(2))
+def test_two_ranks_give_the_gradient_of_one():
+    first, second = in_two_ranks(worker)
     for name, build in LOSSES.items():
         units = make()
         loss = build()(units)['loss']

@@ -92,7 +92,7 @@ def test_small_and_flat_units(shape):
 def test_float32_under_autocast():
     units = make()
     expected = SelectiveLoss()(units)['loss']
-    with torch.autocast('cpu', dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         found = SelectiveLoss()(units)['loss']
     assert found.dtype == torch.float32
     assert found == expected
