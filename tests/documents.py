@@ -10,6 +10,7 @@ from mmengine import registry as mmengine_registry
 from mmengine.registry import Registry
 
 from mmdistill_ext import registry
+from mmdistill_ext.distillers.build_terms import OF_FEATURES, OF_HEADS, SCHEDULE
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -21,7 +22,7 @@ REGISTRIES = {
     if isinstance(value, Registry)
 }.values()
 # Of the dicts under `losses`: what the distiller reads, not the loss.
-TERM_KEYS = {'weight', 'begin', 'warmup', 'stop', 'head', 'teacher_head'}
+TERM_KEYS = {*SCHEDULE, *OF_HEADS, *OF_FEATURES}
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,15 @@ def folder(tmp_path, monkeypatch):
         (home / name).write_text(PLAIN)
     weights = build_model(resolve_model_cfg(str(home / 'my_teacher.py'))).state_dict()
     torch.save(dict(state_dict=weights), home / 'my_teacher.pth')
+    torch.save(dict(state_dict=tiny_backbone()), home / 'backbone.pth')
     tiny_seg.save_weights(home / 'teacher.pth', tiny_seg.model(16), seed=1)
     monkeypatch.chdir(home)
     return home
+
+
+def tiny_backbone():
+    cfg = dict(type='mmseg.ResNet', depth=18, base_channels=16, stem_channels=16)
+    return {f'backbone.{key}': value for key, value in build_model(cfg).state_dict().items()}
 
 
 def names_set_by(block):

@@ -79,10 +79,9 @@ def label_range(model: nn.Module) -> tuple[int, int] | None:
     """
     for term in model.distillation.head_terms:
         return term.pair.data_classes, term.pair.ignore_index
-    for module in model.modules():
-        if isinstance(getattr(module, 'num_classes', None), int):
-            return module.num_classes, getattr(module, 'ignore_index', -1)
-    return None
+    heads = [m for m in model.modules() if isinstance(getattr(m, 'num_classes', None), int)]
+    heads.sort(key=lambda head: not hasattr(head, 'ignore_index'))  # segmenters copy `num_classes`
+    return (heads[0].num_classes, getattr(heads[0], 'ignore_index', -1)) if heads else None
 
 
 def check_class_order(teacher: tuple[str, ...] | None, data: tuple[str, ...] | None) -> None:

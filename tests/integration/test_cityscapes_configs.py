@@ -21,6 +21,7 @@ CONFIGS = Path(__file__).parents[2] / 'configs'
 @pytest.mark.parametrize(
     'name',
     [
+        'features/cwd_pspnet_r101_pspnet_r18_80k_cityscapes-512x1024.py',
         'fit/fit-kd_pspnet_r101_pspnet_r18_80k_cityscapes-512x1024.py',
         'kd/kd_pspnet_r101_pspnet_r18_80k_cityscapes-512x1024.py',
         'selective/sel_pspnet_r101_pspnet_r18_80k_cityscapes-512x1024.py',
@@ -43,7 +44,7 @@ def test_built_and_stepped(tmp_path, name):
     total.backward()
     assert torch.isfinite(total)
     assert {'decode.loss_ce', 'aux.loss_ce'} < log.keys()
-    assert {'decode.loss_kd', 'decode.loss_sel'} & log.keys()
+    assert {'decode.loss_kd', 'decode.loss_sel', 'loss_logits'} & log.keys()
     assert all(p.grad is not None for p in model.parameters())
 
 

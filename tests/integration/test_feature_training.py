@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmdistill_ext import cli
 from mmdistill_ext.distillers.build import build_model
 from tests import tiny_seg
 from tests.runs import ROOT, assert_identical, free_port, plain_config, run_tool, state_of
@@ -133,8 +134,51 @@ def test_resuming_without_the_connectors_is_refused(root, teacher, tmp_path):
     cfg.dump(tmp_path / 'run.py')
     shutil.copytree(tmp_path / 'plain', tmp_path / 'work')
     with pytest.raises(AssertionError, match=r'missing keys \(e.g. connectors\.'):
-        run_tool(
-            ROOT / 'tools/train.py', 'run.py', '--work-dir', 'work', '--resume', cwd=tmp_path
-        )
+        run_tool(ROOT / 'tools/train.py', 'run.py', '--work-dir', 'work', '--resume', cwd=tmp_path)
     load = ('--cfg-options', f'load_from={tmp_path}/plain/iter_2.pth')
     run_tool(ROOT / 'tools/train.py', 'run.py', '--work-dir', 'new', *load, cwd=tmp_path)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ('name', 'data', 'teacher', 'losses'),
+    [
+        (
+            'cwd_fpn_r18_fpn_r18-w16_600_camvid-192x256.py',
+            'camvid',
+            'camvid_fpn-r18.pth',
+            {'loss_neck', 'loss_logits'},
+        ),
+        (
+            'feature_retinanet_r18_retinanet_r18-w16_8e_bccd-320x240.py',
+            'bccd',
+            'bccd_retinanet-r18.pth',
+            {'loss_neck'},
+        ),
+    ],
+)
+def test_configs_train_on_real_data(name, data, teacher, losses, data_root, models_root, tmp_path):
+    options = {
+        'data_root': str(data_root / data),
+        'model.teacher.checkpoint': str(models_root / teacher),
+        'train_dataloader.dataset.indices': 8,
+        'train_dataloader.num_workers': 0,
+        'train_dataloader.persistent_workers': False,
+        'custom_hooks.0.check_labels': 20,
+        'default_hooks.logger.interval': 1,
+        'val_dataloader': None,
+        'val_evaluator': None,
+        'val_cfg': None,
+        'work_dir': str(tmp_path),
+        'experiment_name': tmp_path.name,
+    }
+    length = dict(camvid={'train_cfg.max_iters': 2}, bccd={'train_cfg.max_epochs': 1})[data]
+    cfg = cli.load_config(str(ROOT / 'configs/features' / name), options | length)
+    cfg.train_cfg.pop('val_interval', None)
+    cfg.train_cfg.pop('val_begin', None)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    history = {key: hist.current() for key, hist in runner.message_hub.log_scalars.items()}
+    assert {f'train/{loss}' for loss in losses} <= history.keys()
+    assert all(0 < history[f'train/{loss}'] < 100 for loss in losses)
+    assert history['train/loss'] < 100
