@@ -10,7 +10,7 @@ model = dict(
         checkpoint='checkpoints/camvid_fpn-r18.pth',
     ),
     losses=dict(
-        neck=dict(type='CWDLoss', tap='neck.0', connector=dict(type='Conv1x1'), weight=5.0),
+        neck=dict(type='CWDLoss', tap='neck.0', connector=dict(type='Conv1x1'), weight=0.2),
         logits=dict(type='CWDLoss', tap='decode_head', weight_by='labels', weight=3.0),
     ),
 )

@@ -1,5 +1,4 @@
-# Channel-wise distillation on Cityscapes, PSPNet R101 -> R18: logits and last stage, with the
-# authors' weights.
+# Channel-wise distillation on Cityscapes, PSPNet R101 -> R18: logits and last stage.
 _base_ = [
     'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
     '../_base_/feature_runtime.py',
@@ -16,6 +15,6 @@ model = dict(
     ),
     losses=dict(
         logits=dict(type='CWDLoss', tap='decode_head', weight=3.0),
-        stage=dict(type='CWDLoss', tap='backbone.3', connector=dict(type='Conv1x1'), weight=50.0),
+        stage=dict(type='CWDLoss', tap='backbone.3', connector=dict(type='Conv1x1'), weight=0.2),
     ),
 )

@@ -16,7 +16,7 @@ class CWDLoss(DistillLoss):
     """Distils where each channel is active (CWD, https://arxiv.org/abs/2011.13256, eq. 4).
 
     For features and for the logits of a segmentation head (``tap='decode_head'``); the mean over
-    the images. The authors weigh it by 50 on features and 3 on logits.
+    the images.
 
     Args:
         temperature: > 0; the loss is multiplied by its square.
