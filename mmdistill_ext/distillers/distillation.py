@@ -17,6 +17,8 @@ from mmdistill_ext.functional.checks import check_labels
 from mmdistill_ext.registry import MODELS
 from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.base import FusedCrossEntropy
+from mmdistill_ext.units.pair import HeadPair
+from mmdistill_ext.units.pairing import pair_heads
 
 SUMMED = ('l_soft', 'l_hard')
 """Scalars to which every term on a head adds its share."""
@@ -28,7 +30,7 @@ class Term:
 
     name: str
     loss: nn.Module
-    pair: Callable
+    pair: HeadPair
     schedule: Schedule
     fused: FusedCrossEntropy | None = None  # the head's own loss, where a term may form it
 
@@ -43,7 +45,6 @@ class Distillation:
         teacher: The teacher's arguments (see :class:`Teacher`).
         losses: Name -> config of a loss, with the distiller's own keys ``head``, ``teacher_head``,
             ``weight``, ``begin``, ``warmup``, ``stop`` among the loss's.
-        units: Pairs two heads of the student's framework.
         fuse_task_loss: Let the first active term of a head form the head's own cross-entropy too,
             in the same pass over the logits.
         fit: Arguments of :class:`~mmdistill_ext.distillers.fit.Fit`; implies ``fuse_task_loss``.
@@ -57,7 +58,6 @@ class Distillation:
         student: nn.Module,
         teacher: dict,
         losses: dict,
-        units: Callable,
         fuse_task_loss: bool = False,
         fit: dict | None = None,
     ) -> None:
@@ -67,7 +67,7 @@ class Distillation:
         self.teacher.match_input(student)
         fuse = 'fit' if fit is not None else 'fuse_task_loss=True' if fuse_task_loss else None
         self.terms = [
-            self._build_term(student, name, dict(cfg), units, fuse) for name, cfg in losses.items()
+            self._build_term(student, name, dict(cfg), fuse) for name, cfg in losses.items()
         ]
         self.fit = None if fit is None else build_fit(fit)
         if self.fit is not None:
@@ -77,9 +77,7 @@ class Distillation:
         )
         self._labels_checked = False
 
-    def _build_term(
-        self, student: nn.Module, name: str, cfg: dict, units: Callable, fuse: str | None
-    ) -> Term:
+    def _build_term(self, student: nn.Module, name: str, cfg: dict, fuse: str | None) -> Term:
         key = f'losses.{name}'
         keys = ('weight', 'begin', 'warmup', 'stop')
         schedule = Schedule(**{k: cfg.pop(k) for k in keys if k in cfg}, key=key)
@@ -89,7 +87,7 @@ class Distillation:
             loss = MODELS.build(cfg)
         except (TypeError, ValueError) as error:
             raise ValueError(f'`{key}`: {error}') from error
-        pair = units(student, self.teacher.model, head, teacher_head, key)
+        pair = pair_heads(student, self.teacher.model, head, teacher_head, key)
         loss.check(pair.num_classes, pair.sigmoid, pair.background, pair.box_distances)
         return Term(name, loss, pair, schedule, pair.fused_loss(fuse) if fuse else None)
 

@@ -8,10 +8,10 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from mmdistill_ext.compat import has_framework
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
 from mmdistill_ext.distillers.distillation import Distillation
 from mmdistill_ext.registry import MODELS
+from mmdistill_ext.units.pairing import check_units
 
 
 class DistilledModel:
@@ -79,28 +79,9 @@ def build_teacher_student(
     if data_preprocessor is not None:
         student.setdefault('data_preprocessor', data_preprocessor)
     model = build_model(student, 'student')
-    distillation = Distillation(model, teacher, losses, _units_for(model), fuse_task_loss, fit)
+    check_units(model)
+    distillation = Distillation(model, teacher, losses, fuse_task_loss, fit)
     name = f'Distilled{type(model).__name__}'
     model.__class__ = type(name, (DistilledModel, type(model)), {'__module__': __name__})
     model.distillation = distillation
     return model
-
-
-def _units_for(model: BaseModel) -> Callable:
-    """What pairs the heads of such a model's framework."""
-    if has_framework('mmseg'):
-        from mmseg.models.segmentors import BaseSegmentor
-
-        if isinstance(model, BaseSegmentor):
-            from mmdistill_ext.units.pixel.pair import PixelPair
-
-            return PixelPair
-    if has_framework('mmdet'):
-        from mmdistill_ext.units.pairing import is_detector, pair_detectors
-
-        if is_detector(model):
-            return pair_detectors
-    raise ValueError(
-        '`student` should be a segmentor of mmsegmentation, or a single-stage detector, two-stage '
-        f'detector or DETR of mmdetection. Found {type(model).__name__}.'
-    )

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from mmdistill_ext.taps import Call, Taps
 from mmdistill_ext.units.base import FusedCrossEntropy, SplitRule, Units
-
-if TYPE_CHECKING:
-    from mmdistill_ext.units.split.head_split import HeadSplit
+from mmdistill_ext.units.split.head_split import HeadSplit
 
 
 class HeadPair(ABC):

@@ -255,7 +255,7 @@ def test_bad_boxes_of_background_do_not_spread(name, teachers):
     background[expected.boxes.index] = False
     start, spoilt = 0, []
     for level in call.output[1]:
-        units = level.permute(0, 2, 3, 1).reshape(len(level), -1, pair.teacher.box_channels())
+        units = level.permute(0, 2, 3, 1).reshape(len(level), -1, pair.teacher.box_channels)
         units = units.clone()
         units[background[:, start : start + units.shape[1]]] = math.nan
         start += units.shape[1]
