@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from mmdistill_ext.units.dense.pair import DensePair
@@ -158,3 +161,23 @@ def test_only_fit_takes_part_in_a_heads_loss(name, head, model):
 
 def test_what_is_no_detector():
     assert not has_units(tiny_det.build(tiny_det.atss(), 0).backbone)
+
+
+@pytest.mark.parametrize(('name', 'other'), [('mmseg', 'mmdet'), ('mmdet', 'mmseg')])
+def test_one_framework_is_enough(name, other):
+    code = f"""
+import sys
+sys.modules[{other!r}] = None  # importing it fails
+from mmdistill_ext.distillers.build import build_model
+from mmdistill_ext.units.joint_pairing import pair_networks
+from mmdistill_ext.units.pairing import has_units, pair_heads
+{'from tests import tiny_seg' if name == 'mmseg' else 'from tests import tiny_det'}
+cfg = {'tiny_seg.model(8)' if name == 'mmseg' else 'tiny_det.atss()'}
+model = build_model(dict(cfg, _scope_={name!r}))
+pair = pair_heads(model, model, None, None, 'losses.a')
+print(has_units(model), type(pair).__name__, has_units(model.backbone))
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pair = 'PixelPair' if name == 'mmseg' else 'DensePair'
+    assert done.stdout.splitlines()[-1] == f'True {pair} False'

@@ -59,8 +59,8 @@ def common_levels(heads: Mapping[str, DenseFamily], who: str, key: str) -> list[
             'config needs `train_cfg`. Found none.'
         )
 
-    def refuse(rule: str, found: Mapping[str, object]) -> NoReturn:
-        parts = ', '.join(f'{value} in {name}' for name, value in found.items())
+    def refuse(rule: str, values: Mapping[str, object]) -> NoReturn:
+        parts = ', '.join(f'{value} in {name}' for name, value in values.items())
         raise ValueError(f'{who} should have {rule} (`{key}`). Found {parts}.')
 
     for attribute, rule in RULES.items():
@@ -84,7 +84,7 @@ def common_levels(heads: Mapping[str, DenseFamily], who: str, key: str) -> list[
 def _differing_anchors(
     pair: Sequence[DenseFamily], places: Sequence[Sequence[int]]
 ) -> tuple[list[float], list[float]] | None:
-    """The first anchor in which two heads differ, of either; None if they are the same."""
+    """The first anchor that differs, as each of two heads has it; None if all are the same."""
     own, other = (family.base_anchors(levels) for family, levels in zip(pair, places, strict=True))
     differs = (own != other).any(1)
     return (own[differs][0].tolist(), other[differs][0].tolist()) if differs.any() else None

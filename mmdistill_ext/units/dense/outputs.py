@@ -51,7 +51,7 @@ class DenseOutputs:
         return Levels(self.common(self.all_levels))
 
     def common(self, levels: Sequence) -> list:
-        """The common ones of things that there are for every level."""
+        """Pick the common levels from a sequence over all levels."""
         return [levels[place] for place in self.places]
 
     @property
@@ -168,8 +168,8 @@ class DenseTargets:
         }
         own, *others = sizes.values()
         if any(size != own for size in others):
-            found = ', '.join(f'{size} in {name}' for name, size in sizes.items())
+            listed = ', '.join(f'{size} in {name}' for name, size in sizes.items())
             raise ValueError(
                 'The heads should have feature maps of the same sizes, level by level. '
-                f'Found {found}.'
+                f'Found {listed}.'
             )

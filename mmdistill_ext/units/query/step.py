@@ -23,12 +23,12 @@ class QueryTaps(NamedTuple):
     """Paths of the methods of the student's head whose calls are needed."""
 
     loss: str  # forms the losses of all decoder layers
-    layer: str  # forms those of one layer
+    layer: str  # forms the losses of one layer
     match: str  # matches the queries of one layer and image
 
     @classmethod
     def of(cls, head: str) -> QueryTaps:
-        """Those of the head at a path."""
+        """Paths of the methods of the head at a path."""
         return cls(f'{head}.loss_by_feat', f'{head}.loss_by_feat_single', f'{head}.assigner.assign')
 
 
@@ -40,7 +40,7 @@ class QueryStep:
 
     Args:
         taps: Calls of the student's head.
-        paths: Where these were tapped.
+        paths: Paths of the tapped methods.
         teacher_head: The teacher's head, which matches the teacher's queries.
         teacher_call: Call of the teacher's head.
         samples: The batch's data samples.
@@ -74,7 +74,7 @@ class QueryStep:
 
     @cached_property
     def layers(self) -> int:
-        """Decoder layers of the student; its encoder's proposals may be matched after them."""
+        """Number of the student's decoder layers; encoder proposals are matched after them."""
         return len(self.taps[self.paths.loss].args[0])
 
     @cached_property

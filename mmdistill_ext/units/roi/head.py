@@ -30,10 +30,10 @@ class RoIHead:
 
     Attributes:
         head: The head.
-        loss_tap: Path of its method that forms targets and losses.
-        targets_tap: Path of its method that assigns targets.
-        stage: Its stage in a cascade, as the first argument of the RoI head's methods; or nothing.
-        loss_weight: What its losses are multiplied by.
+        loss_tap: Path of the head's method that forms targets and losses.
+        targets_tap: Path of the head's method that assigns targets.
+        stage: Number of the stage in a cascade, ``(int,)``; otherwise empty.
+        loss_weight: Factor that the RoI head multiplies the head's losses by.
 
     Raises:
         ValueError: The path leads to no such head.
