@@ -16,7 +16,6 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmdistill_ext.distillers.build import build_model
-from mmdistill_ext.distillers.fit import build_fit
 from mmdistill_ext.distillers.teacher_student import build_teacher_student
 from mmdistill_ext.isolation import eval_mode
 from mmdistill_ext.units import pairing
@@ -138,10 +137,7 @@ def distilled(folder, teacher, losses=LOSSES, fit=None, seeds=(0, 1)):
 
 def set_fit(model, by, c):
     score = 0.5 if by == 'unit' else 0.999  # then nothing is seen in the image without objects
-    cfg = dict(function=dict(type='ConstantFit', c=c), split=by, iou=0.1, score=score)
-    model.distillation.fit = build_fit(cfg)
-    model.distillation.fit.has_hook = True
-    return model
+    return tiny_zoo.set_fit(model, by, c, iou=0.1, score=score)
 
 
 TEACHERS = dict(same=lambda: dots(16), atss=tiny_det.atss, fcos_norm=tiny_det.fcos_norm)
