@@ -39,6 +39,10 @@ def register_pair(
 ) -> Callable[[type[HeadPair]], type[HeadPair]]:
     """Decorator: the :class:`HeadPair` joins heads of such models.
 
+    Called as ``pair(student, teacher, head, teacher_head, key)``, it raises a ``ValueError`` that
+    names the key if the heads do not fit. A pair of one's own is registered in a module that the
+    config names under ``custom_imports``.
+
     The row whose ``model`` is the nearest base class of the student decides, among rows for the
     same model one whose ``head_type`` fits the student's head.
 
@@ -51,8 +55,13 @@ def register_pair(
         head_type: The row is for heads of this class only.
 
     Example:
+        >>> class MySegmentor(nn.Module):
+        ...     pass
         >>> @register_pair(MySegmentor, 'a mask classifier', head='decode_head')
-        ... class MyPair(HeadPair): ...
+        ... class MyPair(HeadPair):
+        ...     pass  # what HeadPair asks for
+        >>> has_units(MySegmentor())
+        True
     """
 
     def add(pair: type[HeadPair]) -> type[HeadPair]:

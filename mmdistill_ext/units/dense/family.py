@@ -37,11 +37,6 @@ class DenseFamily:
         head: The head. Its ``forward`` gives ``(scores, boxes, ...)``, each a list of one map
             ``(B, A * channels, H, W)`` per level, which its ``loss_by_feat`` takes as its first
             arguments.
-
-    Example:
-        >>> @DENSE_FAMILIES.register(MyHead)
-        ... class MyFamily(DenseFamily):
-        ...     labels_at = 1
     """
 
     head_type: type[nn.Module]
@@ -215,7 +210,21 @@ class DenseFamily:
 
 
 class DenseFamilies:
-    """Which family reads which head: class of the head -> :class:`DenseFamily`."""
+    """Which family reads which head: class of the head -> :class:`DenseFamily`.
+
+    A family of one's own is registered in the same way, in a module that the config names under
+    ``custom_imports``.
+
+    Example:
+        >>> class MyHead(nn.Module):
+        ...     pass
+        >>> families = DenseFamilies()  # for the example; else DENSE_FAMILIES
+        >>> @families.register(MyHead)
+        ... class MyFamily(DenseFamily):
+        ...     labels_at = 1
+        >>> families.find(MyHead()).labels_at
+        1
+    """
 
     def __init__(self) -> None:
         self._families: dict[type[nn.Module], type[DenseFamily]] = {}
