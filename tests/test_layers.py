@@ -30,10 +30,7 @@ LAYERS = (
     ('cli',),
 )
 # Circles by imports for types alone, which Python does not mind.
-CIRCLES_OF_TYPES = (
-    {'units.dense.pair', 'units.dense.step'},
-    {'units.query.pair', 'units.query.step'},
-)
+CIRCLES_OF_TYPES: tuple[set[str], ...] = ()
 ALLOWED_IN_FUNCTIONAL = {*sys.stdlib_module_names, 'torch'}
 
 MODULES, ARROWS = imports_of(ROOT, PACKAGE)

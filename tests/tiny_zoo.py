@@ -11,7 +11,8 @@ from mmdet.structures.mask import BitmapMasks
 from torch import nn
 
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
-from mmdistill_ext.distillers.teacher_student import build_teacher_student
+from mmdistill_ext.distillers.fit import build_fit
+from mmdistill_ext.distillers.teacher_student import DistilledModel, build_teacher_student
 from tests import tiny_det
 
 ZOO = dict(
@@ -207,6 +208,26 @@ def distil(
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return model.train()
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """Return a copy of a distilled student without its teacher."""
+    student = copy.deepcopy(model)
+    student.__class__ = type(model).__mro__[2]
+    assert not isinstance(student, DistilledModel)
+    del student.distillation
+    return student
+
+
+def set_fit(model: nn.Module, by: str | None, c: float, **rule: object) -> nn.Module:
+    """Let the model split its losses by the teacher, with F(x) = ``c``; None for not at all."""
+    model.distillation.fit = None
+    if by is not None:
+        model.distillation.fit = build_fit(
+            dict(function=dict(type='ConstantFit', c=c), split=by, **rule)
+        )
+        model.distillation.fit.has_hook = True
+    return model
 
 
 class Step(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from mmdistill_ext.compat import has_framework
 from mmdistill_ext.distillers.schedule import Schedule
 from mmdistill_ext.distillers.tapped_forward import tapped_forward
 from mmdistill_ext.distillers.teacher import Teacher
@@ -16,6 +15,7 @@ from mmdistill_ext.tap_paths import find_tap
 from mmdistill_ext.units.features.location_weights import LocationWeights
 from mmdistill_ext.units.features.pair import FeaturePair
 from mmdistill_ext.units.features.probe import Probe, dry_batch, dry_sizes, probe
+from mmdistill_ext.units.pairing import pair_heads
 
 SCHEDULE = ('weight', 'begin', 'warmup', 'stop')
 OF_HEADS = ('head', 'teacher_head')
@@ -179,22 +179,3 @@ def _check(loss, pair):  # INTERIM
         loss.check(pair.num_classes, pair.sigmoid, pair.background, pair.box_distances)
     else:
         loss.check(pair)
-
-
-def pair_heads(student, teacher, head, teacher_head, key):  # INTERIM
-    if has_framework('mmseg'):
-        from mmseg.models.segmentors import BaseSegmentor
-
-        if isinstance(student, BaseSegmentor):
-            from mmdistill_ext.units.pixel.pair import PixelPair
-
-            return PixelPair(student, teacher, head, teacher_head, key)
-    if has_framework('mmdet'):
-        from mmdistill_ext.units.pairing import is_detector, pair_detectors
-
-        if is_detector(student):
-            return pair_detectors(student, teacher, head, teacher_head, key)
-    raise ValueError(
-        '`student` should be a segmentor of mmsegmentation, or a single-stage detector, two-stage '
-        f'detector or DETR of mmdetection. Found {type(student).__name__}.'
-    )

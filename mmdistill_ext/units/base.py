@@ -1,4 +1,4 @@
-"""What one prediction is, whatever the head: the common currency between models and losses."""
+"""What one prediction is, whatever the head: what pairs build and losses take."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ from torch import Tensor
 from mmdistill_ext.units.boxes import Boxes
 
 Painter = Callable[[Tensor, Tensor], dict[str, tuple[Tensor, Tensor]]]
-"""Wins and validity of units -> suffix of a name -> maps ``(B, H, W)`` of both."""
+"""Takes which units the teacher wins and which are valid; gives suffix of a file name -> both as
+maps ``(B, H, W)``."""
 
 
 @dataclass(frozen=True)
 class FusedCrossEntropy:
-    """The head's own cross-entropy, to be formed in the same pass as the distillation.
+    """The head's own loss, to be formed in the same pass as the distillation.
 
-    Mirrors mmseg's ``CrossEntropyLoss(use_sigmoid=False)`` with ``reduction='mean'``.
+    It is mmseg's ``CrossEntropyLoss(use_sigmoid=False)`` with ``reduction='mean'``.
+
+    Args:
+        name: What the head calls the loss in the log.
+        loss_weight: Factor of the loss.
+        class_weight: Weight of each class; None for 1.
+        avg_non_ignore: The mean is over pixels that are not ignored, instead of all.
     """
 
     name: str = 'loss_ce'
@@ -30,14 +37,14 @@ class FusedCrossEntropy:
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How the losses are split into simple and hard samples, and what the hard ones weigh (FIT).
+    """How losses are split into simple and hard samples, and what the hard ones weigh (FIT-3).
 
     Args:
-        by: ``'unit'`` or ``'image'``.
-        threshold: Share of units in (0, 1] that the teacher gets right in a simple image.
-        hard_weight: ``F(x)``, >= 0.
-        iou: Detectors: overlap from which on the teacher's box is right.
-        score: Detectors: score above which the teacher sees an object.
+        by: What a sample is, ``'unit'`` or ``'image'``.
+        threshold: An image is simple when the teacher gets this share of its units right, (0, 1].
+        hard_weight: ``F(x)``, >= 0, the factor of hard samples (FIT-5).
+        iou: Detectors: IoU with the assigned box from which on the teacher's box is right, (0, 1].
+        score: Detectors: score above which the teacher sees an object, [0, 1).
     """
 
     by: str
@@ -52,9 +59,9 @@ class SplitResult:
     """How the own loss of a head was split, where the head formed it itself (FIT-4).
 
     Args:
-        samples: ``(2,)``, number of simple samples and of all.
-        parts: ``(2,)``, the own loss of the simple and of the hard units, before ``F(x)``.
-        images: Number of images that the own loss is of.
+        samples: ``(2,)``, number of simple samples and of all samples.
+        parts: ``(2,)``, own loss of the simple and of the hard samples, before ``F(x)``.
+        images: Number of images in the batch.
     """
 
     samples: Tensor
@@ -63,7 +70,7 @@ class SplitResult:
 
     @property
     def sums(self) -> Tensor:
-        """``(2,)``: the own loss times the images, and their number (FIT-2)."""
+        """``(2,)``: the own loss times the number of images, and that number (FIT-2)."""
         total = self.parts.sum() * self.images
         return torch.stack((total, torch.full_like(total, self.images)))
 
@@ -75,21 +82,21 @@ class Units:
     Args:
         student: Logits of the student, ``(B, C, ...)``. Two spatial dimensions may be coarser
             than the labels': they are upsampled bilinearly, block by block, where they are used.
-            Of a single-stage detector the levels, ``(B, A, C, n)`` each, with labels ``(B, N)``.
-        teacher: Logits of the teacher, the same, at any stride of its own, no gradient.
+            For a single-stage detector the levels, ``(B, A, C, n)`` each, with labels ``(B, N)``.
+        teacher: Logits of the teacher, in the same form, at any stride, without gradient.
         labels: Class indices, ``(B, ...)``, int64 in ``[0, C)`` or ``ignore_index``.
-        ignore_index: Label of units that are not valid.
+        ignore_index: Label of units that are ignored.
         sigmoid: The head predicts independent sigmoids instead of one softmax.
         student_align_corners: ``align_corners`` of the student's head.
         teacher_align_corners: ``align_corners`` of the teacher's head.
-        classes: Names of the classes, for logs and pictures.
-        fused: Set when the loss is to form the head's own cross-entropy in the same pass.
-        split: Set when both are to be split into simple and hard samples.
-        background: Sigmoid heads: labels go from 0 to C, which is background.
-        boxes: Boxes of the positive units; None where there are none.
-        simple: ``(B, ...)`` bool, with ``split``: the simple units, of heads that know them.
-        own: Set when the head formed its own loss in two parts.
-        paint: How wins and validity of the units become maps (see :class:`Contrast`).
+        fused: The head's own loss, when the loss is to form it in the same pass; else None.
+        split: How losses are split into simple and hard samples; None for not at all.
+        background: Labels of sigmoid heads go from 0 to C, and C is background.
+        boxes: Boxes of the positive units; None for heads without boxes.
+        simple: ``(B, ...)`` bool, the simple units, of heads that split their own loss; None where
+            the loss finds them itself.
+        own: What the split of the head's own loss gave, of heads that split it; else None.
+        paint: Turns wins and validity of the units into maps; None where units are pixels.
     """
 
     student: Tensor | tuple[Tensor, ...]
@@ -99,7 +106,6 @@ class Units:
     sigmoid: bool = False
     student_align_corners: bool = False
     teacher_align_corners: bool = False
-    classes: tuple[str, ...] = ()
     fused: FusedCrossEntropy | None = None
     split: SplitRule | None = None
     background: bool = False
@@ -110,14 +116,14 @@ class Units:
 
 
 class Contrast(NamedTuple):
-    """Who won which unit in one step (SEL-3)."""
+    """Where the teacher beat the student in one step (SEL-3)."""
 
-    wins: Tensor  # (B, ...) bool, the teacher
-    valid: Tensor  # (B, ...) bool
+    wins: Tensor  # (B, ...) bool, the teacher beats the student
+    valid: Tensor  # (B, ...) bool, the unit is not ignored
     paint: Painter | None = None
 
     def maps(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Wins and validity as images ``(B, H, W)``, by suffix of their names.
+        """Wins and validity as maps ``(B, H, W)``, by suffix of a file name (SEL-4).
 
         Pixels are a map already; a detector's units are painted where they lie.
         """

@@ -13,15 +13,16 @@ class Boxes:
     """Boxes of a detector's ``P`` positive units, ``(x1, y1, x2, y2)`` in pixels of the input.
 
     Args:
-        index: Image and unit of each, two of ``(P,)``.
-        student: ``(P, 4)``, with gradient.
-        teacher: ``(P, 4)``.
-        target: ``(P, 4)``, the assigned boxes.
-        scale: ``(P,)``, in pixels, what differences are measured in: stride of the location, side
-            of the RoI, size of the image.
-        student_distribution: ``(P, 4, n)``, logits over the distances of the four sides, of heads
-            that predict them; else None.
-        teacher_distribution: The same of the teacher.
+        index: Image and unit of each box, two of ``(P,)``.
+        student: Boxes that the student predicts, ``(P, 4)``, with gradient.
+        teacher: Boxes that the teacher predicts, ``(P, 4)``, without gradient.
+        target: Assigned boxes, ``(P, 4)``.
+        scale: Unit of length for differences, ``(P,)``, in pixels: stride of the location, side of
+            the RoI, size of the image.
+        student_distribution: The student's logits over the distances of the four sides,
+            ``(P, 4, n)``; None for heads that predict no distribution.
+        teacher_distribution: The teacher's logits over the distances of the four sides,
+            ``(P, 4, n)``; None for heads that predict no distribution.
     """
 
     index: tuple[Tensor, Tensor]
@@ -34,7 +35,7 @@ class Boxes:
 
 
 def overlaps(first: Tensor, second: Tensor, mode: str = 'iou') -> Tensor:
-    """Aligned IoU or GIoU of boxes ``(P, 4)``, ``(P,)``, in float32."""
+    """IoU or GIoU of each box with its counterpart, ``(P, 4)`` twice -> ``(P,)``, in float32."""
     from mmdet.structures.bbox import bbox_overlaps
 
     return bbox_overlaps(first.float(), second.float(), mode=mode, is_aligned=True)
@@ -42,5 +43,5 @@ def overlaps(first: Tensor, second: Tensor, mode: str = 'iou') -> Tensor:
 
 @torch.no_grad()
 def box_ious(boxes: Boxes) -> tuple[Tensor, Tensor]:
-    """IoU of the student's and the teacher's boxes with the assigned ones, two of ``(P,)``."""
+    """IoU of the student's and of the teacher's boxes with the assigned boxes, two of ``(P,)``."""
     return tuple(overlaps(predicted, boxes.target) for predicted in (boxes.student, boxes.teacher))

@@ -1,43 +1,34 @@
-"""What the units of all detectors have in common."""
+"""What the pairs of all detectors have in common."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+from mmdet.models.detectors import BaseDetector
+from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor, nn
 
 from mmdistill_ext.taps import Call, Taps
 from mmdistill_ext.units.base import FusedCrossEntropy, SplitRule, Units
+from mmdistill_ext.units.pair import HeadPair
 from mmdistill_ext.units.split.head_split import HeadSplit
 from mmdistill_ext.units.split.own_loss import check_loss_modules, total_loss
-
-if TYPE_CHECKING:
-    from mmdet.models.detectors import BaseDetector
-    from mmdet.structures import DetDataSample
 
 IGNORED = -1
 """Label of units that take no part in the student's loss."""
 
 
-class DetectorPair(ABC):
-    """Pairs a head of the student with one of the teacher.
+class DetectorPair(HeadPair):
+    """Pairs a head of a detecting student with one of the teacher (SEL-7).
 
-    With FIT the head's own loss is split while the head forms it (:meth:`split_own`).
-
-    Attributes:
-        head: The student's head.
-        heads: Paths of the student's and the teacher's head.
-        student_tap: The method of the head that forms its loss.
-        student_taps: All methods of the student whose calls are needed.
-        teacher_tap: Module or method of the teacher whose call is needed.
-        prefix: Of the names in the log.
-        sigmoid: The classes are independent.
-        predicts: The student predicts with this head.
+    A subclass says what is known of a step (:meth:`step`), how units are built from it
+    (:meth:`build`), and how the head's own loss is split (:attr:`split_class`).
     """
 
     ignore_index = IGNORED
@@ -46,9 +37,11 @@ class DetectorPair(ABC):
     splits_own = True
     is_detection = True
     label_kinds = 'boxes'
-    head: nn.Module
-    heads: tuple[str, str]
-    student_tap: str
+
+    split_class: ClassVar[type[HeadSplit]]
+    """Splits the head's own loss, with ``(step, rule, head, heads)``."""
+    training_parts: ClassVar[tuple[str, ...]] = ('bbox_head', 'rpn_head', 'roi_head', 'mask_head')
+    """Names of the modules that compute differently while they train, besides the detector."""
 
     @property
     def num_classes(self) -> int:
@@ -57,15 +50,15 @@ class DetectorPair(ABC):
 
     @property
     def data_classes(self) -> int:
-        """Number of classes of the data."""
+        """Number of classes of the data set."""
         return self.num_classes
 
     def label_names(self, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """Names of the labels, given those of the data's classes."""
+        """Names of the labels, given those of the data's classes: background is the last."""
         return (*classes, 'background')
 
     def fused_loss(self, key: str) -> FusedCrossEntropy | None:
-        """None, a detector's head forms its own loss; that can be split for ``fit``.
+        """None: a detector's head forms its own loss, which can be split for ``fit`` (FIT-4).
 
         Raises:
             ValueError: On ``fuse_task_loss``; on loss modules that cannot be split.
@@ -79,6 +72,23 @@ class DetectorPair(ABC):
         return None
 
     @abstractmethod
+    def step(self, taps: Taps, teacher_call: Call, data_samples: list[DetDataSample]) -> Any:
+        """What is known of one step, each part worked out when it is first asked for.
+
+        Args:
+            taps: Calls of :attr:`student_taps`; with a split they are still to come.
+            teacher_call: Call of :attr:`teacher_tap`.
+            data_samples: The batch's data samples; kept as ``step.samples``.
+        """
+
+    @abstractmethod
+    def build(self, step: Any) -> Units:
+        """The units of one step, without anything of a split.
+
+        Args:
+            step: What :meth:`step` gave, the student's calls being there.
+        """
+
     def __call__(
         self,
         taps: Taps,
@@ -87,31 +97,27 @@ class DetectorPair(ABC):
         split: SplitRule | None = None,
         own: HeadSplit | None = None,
     ) -> Units:
-        """Build the units of one step from the tapped calls.
+        """Build the units of one step (SEL-1)."""
+        known = own is not None and own.heads == self.heads  # not another head of the teacher
+        step = own.step if known else self.step(taps, teacher_call, data_samples)
+        units = self.build(step)
+        if own is None:
+            return dataclasses.replace(units, split=split)
+        result = own.result(self.own_losses(taps[self.student_tap]))
+        return dataclasses.replace(units, split=split, simple=own.simple, own=result)
 
-        Args:
-            taps: Calls of the student.
-            teacher_call: That of the teacher.
-            data_samples: The batch's.
-            split: How the losses are split.
-            own: What :meth:`split_own` gave in this step.
-
-        Returns:
-            The units, ``units.own`` and ``units.simple`` set if split.
-        """
-
-    @abstractmethod
+    @contextmanager
     def split_own(
         self, taps: Taps, teacher_call: Call, data_samples: list[DetDataSample], split: SplitRule
-    ) -> AbstractContextManager[HeadSplit]:
-        """Take part in the head's own loss; gives what the units are to be built with."""
-
-    def known(self, own: HeadSplit | None) -> object | None:
-        """What a split knows of the step, unless it was made with another head of the teacher."""
-        return own.pairing if own is not None and own.pairing.pair is self else None
+    ) -> Iterator[HeadSplit]:
+        """Split the head's own loss while the head forms it (FIT-4)."""
+        step = self.step(taps, teacher_call, data_samples)
+        head = taps.owner(self.student_tap)  # of the model that is trained, perhaps a copy
+        with self.split_class(step, split, head, self.heads)() as own:
+            yield own
 
     def has_labels(self, sample: dict) -> bool:
-        """Whether a sample of a data set has what :meth:`gt_loss` needs."""
+        """Whether a sample of a data set has the boxes that :meth:`gt_loss` needs."""
         return 'bboxes' in sample['data_samples'].get('gt_instances', {})
 
     @torch.no_grad()
@@ -121,8 +127,8 @@ class DetectorPair(ABC):
         """The head's own loss on a batch of a loader (FIT-1).
 
         Layers stay in the student's present mode, such as eval; only the student and its heads
-        themselves compute as in training, as their losses expect (FCOS's strides, DINO's
-        denoising).
+        themselves (:attr:`training_parts`) compute as in training, as their losses expect (FCOS's
+        strides, DINO's denoising).
 
         Args:
             student: The student.
@@ -134,26 +140,35 @@ class DetectorPair(ABC):
         """
         batch = student.data_preprocessor(batch, False)
         images = len(batch['data_samples'])
-        with _computing_as_in_training(student), Taps(student, dict(own=self.student_tap)) as taps:
+        modes = _computing_as_in_training(student, self.training_parts)
+        with modes, Taps(student, dict(own=self.student_tap)) as taps:
             student.loss(batch['inputs'], batch['data_samples'])
             total = total_loss(self.own_losses(taps['own'])).float()
         return torch.stack((total * images, torch.full_like(total, images)))
 
     def own_losses(self, call: Call) -> dict[str, Tensor | list[Tensor]]:
-        """The head's losses, from the call of :attr:`student_tap`."""
+        """The head's own losses by name, from the call of :attr:`student_tap`."""
         return {name: value for name, value in call.output.items() if 'loss' in name}
 
 
-def ground_truth(data_samples: list[DetDataSample]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Boxes ``(G, 4)``, classes ``(G,)`` and ignored boxes ``(I, 4)`` of each image."""
-    found = []
+class Truth(NamedTuple):
+    """What is labelled in one image."""
+
+    boxes: Tensor  # (G, 4)
+    classes: Tensor  # (G,)
+    ignored: Tensor  # (I, 4), boxes such as crowds
+
+
+def ground_truth(data_samples: list[DetDataSample]) -> list[Truth]:
+    """What is labelled in each image."""
+    truth = []
     for sample in data_samples:
         boxes = get_box_tensor(sample.gt_instances.bboxes)
         ignored = boxes[:0]
         if 'bboxes' in sample.get('ignored_instances', {}):
             ignored = get_box_tensor(sample.ignored_instances.bboxes).to(boxes)
-        found.append((boxes, sample.gt_instances.labels, ignored))
-    return found
+        truth.append(Truth(boxes, sample.gt_instances.labels, ignored))
+    return truth
 
 
 def size_of(data_samples: list[DetDataSample]) -> tuple[int, int]:
@@ -162,10 +177,9 @@ def size_of(data_samples: list[DetDataSample]) -> tuple[int, int]:
 
 
 @contextmanager
-def _computing_as_in_training(student: nn.Module) -> Iterator[None]:
-    """Detector and heads, but none of their layers, believe that they are being trained."""
-    names = ('bbox_head', 'rpn_head', 'roi_head', 'mask_head')
-    modules = [student, *(m for n, m in student.named_modules() if n.split('.')[-1] in names)]
+def _computing_as_in_training(student: nn.Module, parts: Sequence[str]) -> Iterator[None]:
+    """Set ``training`` of the detector and of the named parts, but of none of their layers."""
+    modules = [student, *(m for n, m in student.named_modules() if n.split('.')[-1] in parts)]
     before = [module.training for module in modules]
     try:
         for module in modules:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mmengine.structures import BaseDataElement
-from torch import Tensor
+from torch import Tensor, nn
+
+from mmdistill_ext.taps import Taps
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,7 @@ class JointBoxes:
     """Boxes of N detectors for ``P`` positive units, ``(x1, y1, x2, y2)`` in pixels of the input.
 
     Args:
-        networks: Of each network ``(P, 4)``, with gradient.
+        networks: Boxes of each network, ``(P, 4)``, with gradient.
         target: ``(P, 4)``, the assigned boxes.
         scale: ``(P,)``, stride of the location, in pixels.
     """
@@ -29,18 +33,88 @@ class JointUnits:
     """Predictions of N networks for the same units, with their labels.
 
     Args:
-        logits: Of each network ``(B, C, ...)``, at any stride of its own, or the levels of a
-            detector, ``(B, A, C, n)`` each.
-        labels: ``(B, ...)``, of levels ``(B, N)``; in ``[0, C)``, C for background where there is
+        logits: Logits of each network, ``(B, C, ...)`` at any stride, or for a detector the levels,
+            ``(B, A, C, n)`` each.
+        labels: ``(B, ...)``, for levels ``(B, N)``; in ``[0, C)``, C for background where there is
             one, or ``ignore_index``.
-        align_corners: Of each network's head.
-        boxes: Of a detector's positive units.
+        align_corners: ``align_corners`` of each network's head.
+        boxes: Boxes of the positive units; None where there are none, or nobody needs them.
     """
 
     logits: tuple[Tensor | tuple[Tensor, ...], ...]
     labels: Tensor
     align_corners: tuple[bool, ...]
     boxes: JointBoxes | None = None
+
+
+class JointHeads(ABC):
+    """Joins the heads that several networks predict with, unit by unit (COL-8).
+
+    Building one checks that the heads fit each other; calling it turns what was tapped in one step
+    into :class:`JointUnits`. It keeps nothing of a step.
+
+    Attributes:
+        num_classes: Number of label classes, background not counted; 2 for binary heads.
+        ignore_index: Label of units that are ignored.
+        sigmoid: The heads predict independent sigmoids instead of one softmax.
+        background: Labels go from 0 to C, and the last of them is background.
+    """
+
+    num_classes: int
+    ignore_index: int
+    sigmoid: bool
+    background: bool
+
+    is_detection: ClassVar[bool]
+    """Units are those of objects: there are boxes, and averages are over positives."""
+    average: ClassVar[str]
+    """What losses are averaged over, ``'valid'`` or ``'positive'`` units."""
+    prefix: ClassVar[str]
+    """What the networks' own losses begin with, to be left out of the log."""
+
+    @staticmethod
+    @abstractmethod
+    def labels_of(sample: BaseDataElement) -> Tensor:
+        """All labels of an image, to be checked before the first step."""
+
+    @abstractmethod
+    def taps(self, name: str) -> tuple[str, ...]:
+        """Paths of the methods of a network whose calls are needed."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        taps: Mapping[str, Taps],
+        data_samples: Mapping[str, list],
+        boxes: bool,
+    ) -> JointUnits:
+        """Build the units of one step.
+
+        Args:
+            taps: Name -> calls of the network's :meth:`taps`.
+            data_samples: Name -> the batch's data samples.
+            boxes: The boxes are needed too.
+
+        Raises:
+            ValueError: The networks saw images of different sizes.
+        """
+
+    @abstractmethod
+    def predict(
+        self,
+        networks: Mapping[str, nn.Module],
+        inputs: Mapping[str, Tensor],
+        data_samples: Mapping[str, list],
+        weights: Tensor,
+    ) -> list:
+        """The ensemble's predictions; ``sample.networks`` holds those of every network.
+
+        Args:
+            networks: Name -> network.
+            inputs: Name -> preprocessed batch ``(B, 3, H, W)``.
+            data_samples: Name -> the batch's data samples.
+            weights: ``(N,)``, weights of the networks in the ensemble.
+        """
 
 
 def shallow_copy(sample: BaseDataElement) -> BaseDataElement:

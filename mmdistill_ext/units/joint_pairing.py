@@ -1,4 +1,4 @@
-"""What pairs the heads of several networks."""
+"""Which heads are joined when several networks train together."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from torch import nn
 
 from mmdistill_ext.compat import has_framework
+from mmdistill_ext.units.joint import JointHeads
 
 
-def pair_networks(networks: Mapping[str, nn.Module]) -> object:
-    """Pair the heads that the networks predict with.
+def pair_networks(networks: Mapping[str, nn.Module]) -> JointHeads:
+    """Join the heads that the networks predict with (COL-8).
 
     Args:
         networks: Name -> network.
@@ -36,10 +37,10 @@ def pair_networks(networks: Mapping[str, nn.Module]) -> object:
             from mmdistill_ext.units.dense.joint import JointDense
 
             return JointDense(networks)
-    found = {name: type(network).__name__ for name, network in networks.items()}
+    types = {name: type(network).__name__ for name, network in networks.items()}
     raise ValueError(
         '`students` should all be segmentors of mmsegmentation (EncoderDecoder), or all '
         'single-stage detectors of mmdetection: pixels pair with pixels, anchors and points with '
         f'anchors and points; RoIs and queries, which every network picks itself, do not. Found '
-        f'{found}.'
+        f'{types}.'
     )

@@ -19,10 +19,10 @@ class Level(NamedTuple):
 
 
 class Levels(tuple[Level, ...]):
-    """Units level by level, within a level rows, columns, priors; one map per level.
+    """Units level by level, within a level rows, columns, priors; painted as one map per level.
 
-    Each location is as large as its stride; there the teacher wins where it wins most of the valid
-    priors.
+    Each location is a square with its stride as side. The teacher wins the square if it wins most
+    of the valid priors there.
     """
 
     @property
@@ -45,9 +45,10 @@ class Levels(tuple[Level, ...]):
 
 
 class BoxRegions(NamedTuple):
-    """Units that are boxes, or maps of what is inside of boxes; where several lie, most decide.
+    """Boxes that are one unit each, or hold a map of units; painted as one map.
 
-    A unit that is a box covers it; a map ``(h, w)`` is enlarged to it.
+    A unit covers its box; a map ``(h, w)`` is enlarged to its box. Where boxes overlap, the teacher
+    wins if it wins most of them.
     """
 
     size: tuple[int, int]  # of the batch's images, in pixels

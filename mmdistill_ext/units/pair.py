@@ -1,18 +1,16 @@
-"""The contract of what joins a head of the student with a head of the teacher."""
+"""The contract of a pair: what joins a head of the student with a head of the teacher."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from mmdistill_ext.taps import Call, Taps
 from mmdistill_ext.units.base import FusedCrossEntropy, SplitRule, Units
-
-if TYPE_CHECKING:
-    from mmdistill_ext.units.split.head_split import HeadSplit
+from mmdistill_ext.units.split.head_split import HeadSplit
 
 
 class HeadPair(ABC):
@@ -20,6 +18,9 @@ class HeadPair(ABC):
 
     Building one checks that the heads fit each other; calling it turns what was tapped in one step
     into :class:`~mmdistill_ext.units.base.Units`. It holds no tensors and keeps nothing of a step.
+    It is built with ``(student, teacher, head, teacher_head, key)``, see
+    :func:`~mmdistill_ext.units.pairing.pair_heads`; a new kind of pair is made known by
+    :func:`~mmdistill_ext.units.pairing.register_pair`.
 
     Attributes:
         head: The student's head.
@@ -45,12 +46,14 @@ class HeadPair(ABC):
     background: bool = False
     """Labels go from 0 to C, and the last of them is background."""
     box_distances: tuple[str, ...] = ()
-    """Distances that there are between the boxes of the two heads; none without boxes."""
+    """Distances between boxes that both heads allow: ``'iou'``, ``'l1'``, ``'distribution'``; none
+    for heads without boxes."""
     splits_own: ClassVar[bool] = False
     """The head's own loss is split while the head forms it, by :meth:`split_own`; otherwise a loss
     with ``forms_own_loss`` has to form it."""
     is_detection: ClassVar[bool] = False
-    """Units are those of objects: averages are over positives, labels follow the image's size."""
+    """Units belong to objects: losses are averaged over the positive ones, and labels are in pixels
+    of the resized image, whereas label maps keep the size of the original."""
     label_kinds: str
     """What labels the student's own loss needs, for errors."""
 

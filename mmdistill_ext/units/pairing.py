@@ -1,62 +1,177 @@
-"""Which units a detector has."""
+"""Which pair joins the heads of which models: one table for segmenters, detectors, and others."""
 
 from __future__ import annotations
 
-from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
-from mmdet.models.detectors.base_detr import DetectionTransformer
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
 from torch import nn
 
-from mmdistill_ext.units.dense.pair import DensePair
-from mmdistill_ext.units.detector_pair import DetectorPair
-from mmdistill_ext.units.query.pair import QueryPair
-from mmdistill_ext.units.roi.mask import MaskPair
-from mmdistill_ext.units.roi.pair import RoIPair
-
-KINDS = {
-    SingleStageDetector: ('a single-stage detector', 'bbox_head'),
-    TwoStageDetector: ('a two-stage detector', 'roi_head.bbox_head'),
-    DetectionTransformer: ('a DETR', 'bbox_head'),
-}
-"""Frameworks of detectors, and the head that is paired when none is named."""
+from mmdistill_ext.taps import resolve
+from mmdistill_ext.units.pair import HeadPair
 
 
-def pair_detectors(
-    student: nn.Module, teacher: nn.Module, head: str | None, teacher_head: str | None, key: str
-) -> DetectorPair:
-    """Pair a head of the student with one of the teacher.
+class PairRow(NamedTuple):
+    """How heads of one kind of model are paired; see :func:`register_pair`."""
+
+    model: type[nn.Module]
+    pair: type[HeadPair]
+    name: str
+    head: str | None
+    teacher_head: str | None
+    head_type: type[nn.Module] | None
+
+
+TABLE: list[PairRow] = []
+KNOWN = (
+    'a segmentor of mmsegmentation, or a single-stage detector, two-stage detector or DETR of '
+    'mmdetection'
+)
+
+
+def register_pair(
+    model: type[nn.Module],
+    name: str,
+    head: str | None = None,
+    teacher_head: str | None = None,
+    head_type: type[nn.Module] | None = None,
+) -> Callable[[type[HeadPair]], type[HeadPair]]:
+    """Decorator: the :class:`HeadPair` joins heads of such models.
+
+    Called as ``pair(student, teacher, head, teacher_head, key)``, it raises a ``ValueError`` that
+    names the key if the heads do not fit. A pair of one's own is registered in a module that the
+    config names under ``custom_imports``.
+
+    The row whose ``model`` is the nearest base class of the student decides, among rows for the
+    same model one whose ``head_type`` fits the student's head.
 
     Args:
-        student: An mmdet detector.
-        teacher: One of the same kind.
-        head: Path of the student's head; its box head when not given.
-        teacher_head: Path of the teacher's; the same as the student's when not given.
-        key: The config key to name in errors.
+        model: Class of the models, of student and teacher.
+        name: What the models are called in errors, such as ``'a segmentor'``.
+        head: Path of the student's head when the config names none; None if it must be named.
+        teacher_head: Path of the teacher's head when the config names none; by default that of the
+            student's.
+        head_type: The row is for heads of this class only.
+
+    Example:
+        >>> class MySegmentor(nn.Module):
+        ...     pass
+        >>> @register_pair(MySegmentor, 'a mask classifier', head='decode_head')
+        ... class MyPair(HeadPair):
+        ...     pass  # what HeadPair asks for
+        >>> has_units(MySegmentor())
+        True
+    """
+
+    def add(pair: type[HeadPair]) -> type[HeadPair]:
+        TABLE.append(PairRow(model, pair, name, head, teacher_head, head_type))
+        return pair
+
+    return add
+
+
+def has_units(model: nn.Module) -> bool:
+    """Whether heads of such a model can be paired."""
+    return bool(_rows(model))
+
+
+def check_units(student: nn.Module) -> None:
+    """Refuse a student without units.
 
     Raises:
-        ValueError: They cannot be paired; the message says why and what can.
+        ValueError: No row is for such a model.
     """
-    kind, (name, default) = _kind(student)
-    if not isinstance(teacher, kind):
+    if not has_units(student):
         raise ValueError(
-            f'`teacher.model` should be {name} as the student is: anchors and points pair with '
-            'anchors and points, RoIs with RoIs, queries with queries. Found '
-            f'{type(teacher).__name__} for a {type(student).__name__}.'
+            f'`student` should be {KNOWN}, or a model that `register_pair` names. Found '
+            f'{type(student).__name__}.'
         )
-    head = head or default
-    teacher_head = teacher_head or head
-    if kind is SingleStageDetector:
-        units = DensePair
-    elif kind is DetectionTransformer:
-        units = QueryPair
-    else:
-        units = MaskPair if 'mask_head' in head.split('.') else RoIPair
-    return units(student, teacher, head, teacher_head, key)
 
 
-def is_detector(model: nn.Module) -> bool:
-    """Whether it has units."""
-    return isinstance(model, tuple(KINDS))
+def pair_heads(
+    student: nn.Module, teacher: nn.Module, head: str | None, teacher_head: str | None, key: str
+) -> HeadPair:
+    """Pair a head of the student with one of the teacher (SEL-7).
+
+    Args:
+        student: The student.
+        teacher: The teacher, a model of the same kind.
+        head: Path of the student's head; the one that it predicts with when not given.
+        teacher_head: Path of the teacher's head; by default as the student's, and for segmenters
+            the one that the teacher predicts with.
+        key: The config key to name in errors, such as ``'losses.kd'``.
+
+    Raises:
+        ValueError: The heads cannot be paired; the message says why and what can.
+    """
+    check_units(student)
+    row, head = _choose(student, head, key)
+    if not isinstance(teacher, row.model):
+        raise ValueError(
+            f'`teacher.model` should be {row.name} as the student is: pixels pair with pixels, '
+            'anchors and points with anchors and points, RoIs with RoIs, queries with queries. '
+            f'Found {type(teacher).__name__} for a {type(student).__name__}.'
+        )
+    return row.pair(student, teacher, head, teacher_head or row.teacher_head or head, key)
 
 
-def _kind(model: nn.Module) -> tuple[type, tuple[str, str]]:
-    return next((kind, found) for kind, found in KINDS.items() if isinstance(model, kind))
+def _rows(model: nn.Module) -> list[PairRow]:
+    """Rows for the model, those of its nearest base class first; with a ``head_type`` first."""
+    bases = type(model).__mro__
+    for framework in {base.__module__.partition('.')[0] for base in bases}:
+        _load(framework)
+    rows = [row for row in reversed(TABLE) if row.model in bases]
+    return sorted(rows, key=lambda row: (bases.index(row.model), row.head_type is None))
+
+
+def _choose(student: nn.Module, head: str | None, key: str) -> tuple[PairRow, str]:
+    """The first row that fits the student's head, and the path of that head."""
+    rows = _rows(student)
+    for row in rows:
+        path = head or row.head
+        if path is None:
+            continue
+        if row.head_type is None or isinstance(
+            resolve(student, path, f'{key}.head')[0], row.head_type
+        ):
+            return row, path
+    raise ValueError(
+        f'`{key}.head` should lead to a {rows[-1].head_type.__name__}. Found '
+        f'{head or "none"!r} for a {type(student).__name__}.'
+    )
+
+
+@cache
+def _load(framework: str) -> None:
+    """Fill in the rows of a framework, which the model of one comes from: it can be imported."""
+    if framework == 'mmseg':
+        _add_segmenters()
+    elif framework == 'mmdet':
+        _add_detectors()
+
+
+def _add_segmenters() -> None:
+    from mmseg.models.segmentors import BaseSegmentor
+
+    from mmdistill_ext.units.pixel.pair import PixelPair
+
+    decode = 'decode_head'
+    register_pair(BaseSegmentor, 'a segmentor', head=decode, teacher_head=decode)(PixelPair)
+
+
+def _add_detectors() -> None:
+    from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
+    from mmdet.models.detectors.base_detr import DetectionTransformer
+    from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+
+    from mmdistill_ext.units.dense.pair import DensePair
+    from mmdistill_ext.units.query.pair import QueryPair
+    from mmdistill_ext.units.roi.mask_pair import MaskPair
+    from mmdistill_ext.units.roi.pair import RoIPair
+
+    box, two_stage = 'bbox_head', 'a two-stage detector'
+    register_pair(SingleStageDetector, 'a single-stage detector', head=box)(DensePair)
+    register_pair(DetectionTransformer, 'a DETR', head=box)(QueryPair)
+    register_pair(TwoStageDetector, two_stage, head=f'roi_head.{box}')(RoIPair)
+    register_pair(TwoStageDetector, two_stage, head_type=FCNMaskHead)(MaskPair)

@@ -49,14 +49,17 @@ def change(cfg, **head):
         ),
         (dict(a=segmenter(), b=tiny_det.atss()), 'all be segmentors.*or all single-stage'),
         (dict(a=tiny_det.atss(), b=tiny_det.faster_rcnn()), r'or all single-stage.*b.*FasterRCNN'),
-        (dict(a=tiny_det.retina(), b=tiny_det.atss()), r'as many priors per location.*students.b'),
+        (
+            dict(a=tiny_det.retina(), b=tiny_det.atss()),
+            r'as many priors .*.students.*in .a. .*in .b. ',
+        ),
         (
             dict(a=tiny_det.atss(), b=change(tiny_det.gfl(), num_classes=4)),
-            '`num_classes`.*students.b',
+            '`num_classes`.*.students.*3 in .a. .*4 in .b. ',
         ),
         (
             dict(a=tiny_det.retina(), b=tiny_det.retina(softmax=True)),
-            'both sigmoid or both softmax.*students.b',
+            'both sigmoid or both softmax.*.students.*in .a. .*in .b. ',
         ),
         (dict(a=segmenter(), b=dict(type='Nothing')), r'`students.b.type`.*Nothing'),
         (dict(a=segmenter(), b=dict()), r'`students.b` should have a `type`'),

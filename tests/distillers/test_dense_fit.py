@@ -13,9 +13,9 @@ from mmdistill_ext.functional import unit_distillation
 from mmdistill_ext.losses.boxes.box_term import BoxTerm
 from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.base import SplitRule
-from mmdistill_ext.units.dense.families import ATSS
-from mmdistill_ext.units.dense.step import DenseSplit, DenseStep
-from mmdistill_ext.units.detector_pair import IGNORED, ground_truth
+from mmdistill_ext.units.dense.families.atss import ATSS
+from mmdistill_ext.units.dense.split import DenseSplit
+from mmdistill_ext.units.detector_pair import IGNORED
 from tests import tiny_det
 from tests.tiny_zoo import in_one
 
@@ -130,7 +130,7 @@ class Reference:
         self.call = model.distillation.teacher(inputs, self.samples, [head])[head]
         self.taps = taps
         self.units = self.pair(taps, self.call, self.samples)
-        self.found = DenseStep(self.pair, taps, self.call)
+        self.found = self.pair.step(taps, self.call, self.samples)
 
     def confidence(self):
         """Scores of the teacher, ``(B, N, C)``, and with a softmax that of background."""
@@ -170,9 +170,9 @@ class Reference:
 
     def rows(self, name, number, simple):
         """Which rows of a module's call are simple; all units of a level, or the positive ones."""
-        levels = self.found.all_levels
+        levels = self.found.student.all_levels
         counts = [level.height * level.width * level.priors for level in levels]
-        positive = self.found.all_assigned.labels < 3
+        positive = self.found.targets.all_assigned.labels < 3
         parts = [x.split(counts, 1) for x in (simple, positive)]
         kind = family(self.name)
         if kind == 'yolox':
@@ -244,7 +244,7 @@ def test_the_parts_are_the_losses_of_simple_and_of_hard_units(name, coarse, spli
     reference = Reference(name, model)
     score = reference.score()
     logged, _, (sums,) = step(model, 0.25, split, score=score)
-    labels, every = reference.labels(), reference.found.all_assigned.labels
+    labels, every = reference.labels(), reference.found.targets.all_assigned.labels
     if split == 'unit':
         simple = reference.correct_units(score)
         start = every.shape[1] - simple.shape[1]  # of levels that the teacher has not
@@ -360,20 +360,20 @@ def answer(reference, change):
     found, labels = reference.found, reference.units.labels
     scores = torch.full((*labels.shape, 3), -9.0)
     deltas = torch.zeros(*labels.shape, 4)
-    index = found.index
+    index = found.targets.index
     scores[(*index, labels[index])] = 9.0
-    targets = found.pair.head.bbox_coder.encode(
-        found.priors[index[1]], reference.units.boxes.target
+    targets = reference.pair.head.bbox_coder.encode(
+        found.student.priors[index[1]], reference.units.boxes.target
     )
     deltas[index] = targets
     change(scores, deltas, index)
     outputs = []
     for values in (scores, deltas):
-        parts = values.split([level.height * level.width for level in found.levels], 1)
+        parts = values.split([level.height * level.width for level in found.student.levels], 1)
         outputs.append(
             [
                 part.view(3, level.height, level.width, -1).permute(0, 3, 1, 2)
-                for part, level in zip(parts, found.levels, strict=True)
+                for part, level in zip(parts, found.student.levels, strict=True)
             ]
         )
     return outputs
@@ -414,9 +414,9 @@ def see_it_in_the_ignored_region_alone(scores, deltas, index):
 def test_an_image_is_simple_when_all_objects_are_found_and_nothing_else(change, simple, teachers):
     reference = Reference('atss', build('atss', teachers('atss')))
     reference.call.output = answer(reference, change)
-    pairing = DenseStep(reference.pair, reference.taps, reference.call)
+    step = reference.pair.step(reference.taps, reference.call, reference.samples)
     split = SplitRule('image', 0.9, 1.0, iou=0.5, score=0.3)
-    found = DenseSplit(pairing, ground_truth(reference.samples), split)
+    found = DenseSplit(step, split, reference.pair.head)
     assert found.right.tolist() == simple
     assert torch.equal(found.simple, torch.tensor(simple)[:, None].expand(found.simple.shape))
 

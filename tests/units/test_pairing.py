@@ -1,9 +1,12 @@
+import subprocess
+import sys
+
 import pytest
 
 from mmdistill_ext.units.dense.pair import DensePair
-from mmdistill_ext.units.pairing import is_detector, pair_detectors
+from mmdistill_ext.units.pairing import has_units, pair_heads
 from mmdistill_ext.units.query.pair import QueryPair
-from mmdistill_ext.units.roi.mask import MaskPair
+from mmdistill_ext.units.roi.mask_pair import MaskPair
 from mmdistill_ext.units.roi.pair import RoIPair
 from tests import tiny_det, tiny_zoo
 
@@ -84,15 +87,15 @@ def vary(base, variant=None):
     ],
 )
 def test_pairs(student, teacher, head, teacher_head, kind, prefix, predicts, model):
-    assert is_detector(model(student))
-    units = pair_detectors(model(student), model(teacher), head, teacher_head, 'losses.a')
-    assert type(units) is kind
-    assert units.prefix == prefix
-    assert units.predicts == predicts
-    assert units.data_classes == 3
+    assert has_units(model(student))
+    pair = pair_heads(model(student), model(teacher), head, teacher_head, 'losses.a')
+    assert type(pair) is kind
+    assert pair.prefix == prefix
+    assert pair.predicts == predicts
+    assert pair.data_classes == 3
     names = ('outside', 'inside') if kind is MaskPair else ('a', 'b', 'c', 'background')
-    assert units.label_names(('a', 'b', 'c')) == names
-    assert units.num_classes == (2 if kind is MaskPair else 3)
+    assert pair.label_names(('a', 'b', 'c')) == names
+    assert pair.num_classes == (2 if kind is MaskPair else 3)
 
 
 @pytest.mark.parametrize(
@@ -143,18 +146,38 @@ def test_pairs(student, teacher, head, teacher_head, kind, prefix, predicts, mod
 )
 def test_what_cannot_be_paired_is_refused(student, teacher, head, teacher_head, message, model):
     with pytest.raises(ValueError, match=message):
-        pair_detectors(model(student), model(teacher), head, teacher_head, 'a')
+        pair_heads(model(student), model(teacher), head, teacher_head, 'a')
 
 
 @pytest.mark.parametrize(
     ('name', 'head'), [('faster', BOX), ('mask', MASK), ('cascade', f'{BOX}.1'), ('dino', None)]
 )
 def test_only_fit_takes_part_in_a_heads_loss(name, head, model):
-    units = pair_detectors(model(name), model(name), head, None, 'a')
+    units = pair_heads(model(name), model(name), head, None, 'a')
     with pytest.raises(ValueError, match=r'`fuse_task_loss=True` needs.*Found \w+Head: leave'):
         units.fused_loss('fuse_task_loss=True')
     assert units.fused_loss('fit') is None
 
 
 def test_what_is_no_detector():
-    assert not is_detector(tiny_det.build(tiny_det.atss(), 0).backbone)
+    assert not has_units(tiny_det.build(tiny_det.atss(), 0).backbone)
+
+
+@pytest.mark.parametrize(('name', 'other'), [('mmseg', 'mmdet'), ('mmdet', 'mmseg')])
+def test_one_framework_is_enough(name, other):
+    code = f"""
+import sys
+sys.modules[{other!r}] = None  # importing it fails
+from mmdistill_ext.distillers.build import build_model
+from mmdistill_ext.units.joint_pairing import pair_networks
+from mmdistill_ext.units.pairing import has_units, pair_heads
+{'from tests import tiny_seg' if name == 'mmseg' else 'from tests import tiny_det'}
+cfg = {'tiny_seg.model(8)' if name == 'mmseg' else 'tiny_det.atss()'}
+model = build_model(dict(cfg, _scope_={name!r}))
+pair = pair_heads(model, model, None, None, 'losses.a')
+print(has_units(model), type(pair).__name__, has_units(model.backbone))
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pair = 'PixelPair' if name == 'mmseg' else 'DensePair'
+    assert done.stdout.splitlines()[-1] == f'True {pair} False'

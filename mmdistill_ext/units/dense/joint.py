@@ -10,18 +10,23 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from mmdistill_ext.taps import Call, Taps
-from mmdistill_ext.units.dense.families import FAMILIES, find_family
-from mmdistill_ext.units.dense.pair import DensePair
-from mmdistill_ext.units.dense.step import DenseStep
+from mmdistill_ext.taps import Taps
+from mmdistill_ext.units.dense.alike import common_levels, find_family
+from mmdistill_ext.units.dense.outputs import DenseOutputs, DenseTargets
 from mmdistill_ext.units.detector_pair import IGNORED
-from mmdistill_ext.units.joint import JointBoxes, JointUnits, shallow_copy, with_networks
+from mmdistill_ext.units.joint import (
+    JointBoxes,
+    JointHeads,
+    JointUnits,
+    shallow_copy,
+    with_networks,
+)
 
 HEAD = 'bbox_head'
 
 
-class JointDense:
-    """Pairs the heads of several single-stage detectors, location by location.
+class JointDense(JointHeads):
+    """Joins the heads of several single-stage detectors, location by location.
 
     One label per location is needed to compare the networks by: that of the first network's own
     target assignment. Each network's own loss keeps its own. Levels that not all have are left to
@@ -31,53 +36,38 @@ class JointDense:
         networks: Name -> an mmdet single-stage detector.
 
     Raises:
-        ValueError: The heads cannot be paired; the message says why and what can.
+        ValueError: The heads cannot be joined; the message says why and what can.
     """
 
-    background = True
     average = 'positive'
+    is_detection = True
     prefix = ''
     ignore_index = IGNORED
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
-        (self.first, lead), *others = networks.items()
-        for name, network in networks.items():
-            _check_head(network, name)
-        self.pairs = {name: self._pair(lead, name, network) for name, network in others}
-        pairs = list(self.pairs.values())
-        common = set.intersection(*(set(pair.student_levels) for pair in pairs))
-        if not common:
-            raise ValueError(
-                '`students` should all have a level of the same stride. Found '
-                f'{[pair.student.strides for pair in pairs[:1]]} in {self.first!r}, '
-                f'{[pair.teacher.strides for pair in pairs]} in the others.'
-            )
-        for pair in pairs:
-            levels = zip(pair.student_levels, pair.teacher_levels, strict=True)
-            kept = [both for both in levels if both[0] in common]
-            pair.student_levels, pair.teacher_levels = map(list, zip(*kept, strict=True))
-        self.num_classes: int = pairs[0].num_classes
-        self.sigmoid: bool = pairs[0].sigmoid
+        self.families = {
+            name: find_family(network, HEAD, f'students.{name}')
+            for name, network in networks.items()
+        }
+        names = {
+            f"'{name}' ({type(family.head).__name__})": family
+            for name, family in self.families.items()
+        }
+        self.levels = common_levels(names, 'The networks', 'students')
+        self.first, lead = next(iter(self.families.items()))
+        self.num_classes = lead.num_classes
+        self.sigmoid = lead.sigmoid
         self.background = self.sigmoid  # a softmax has a channel for it
-        self._loss_tap = pairs[0].student_tap
-        self._targets_tap = pairs[0].targets_tap
-
-    def _pair(self, lead: nn.Module, name: str, network: nn.Module) -> DensePair:
-        try:
-            return DensePair(lead, network, HEAD, HEAD, f'students.{name}')
-        except ValueError as error:
-            raise ValueError(
-                f'`students`: {self.first!r}, here the student, and {name!r}, here the teacher, '
-                f'cannot be paired. {error}'
-            ) from error
+        self._loss_tap = f'{HEAD}.loss_by_feat'
+        self._targets_tap = f'{HEAD}.{lead.targets}'
 
     @staticmethod
     def labels_of(sample: DetDataSample) -> Tensor:
-        """All labels of an image."""
+        """Classes of all objects of an image, ``(G,)``."""
         return sample.gt_instances.labels
 
     def taps(self, name: str) -> tuple[str, ...]:
-        """Paths to tap in a network."""
+        """Paths to tap in a network: what it predicts, and what the first assigns."""
         return (self._loss_tap, self._targets_tap) if name == self.first else (self._loss_tap,)
 
     def __call__(
@@ -86,30 +76,27 @@ class JointDense:
         data_samples: Mapping[str, list[DetDataSample]],
         boxes: bool = True,
     ) -> JointUnits:
-        """Build the units of one step from the tapped calls.
+        """Build the units of one step from the tapped calls (COL-8).
 
         Args:
             taps: Name -> records of that network's step.
             data_samples: Name -> the batch's data samples.
-            boxes: Decode the boxes too: to find the positive units waits for the device.
+            boxes: Decode the boxes too; to find the positive units is a host sync.
 
         Raises:
             ValueError: The networks' feature maps have different sizes.
         """
-        mine = taps[self.first]
-        found = {
-            name: DenseStep(pair, mine, Call((), {}, taps[name][self._loss_tap].args))
-            for name, pair in self.pairs.items()
+        parts = zip(self.families.items(), self.levels, strict=True)
+        outputs = {
+            name: DenseOutputs(family, places, lambda name=name: taps[name][self._loss_tap].args)
+            for (name, family), places in parts
         }
-        lead = next(iter(found.values()))
-        labels, classified = lead.assigned.labels, lead.assigned.classified
-        if not all(pair.teacher.knows_background for pair in self.pairs.values()):
-            classified = classified & (labels < self.num_classes)
+        targets = DenseTargets(outputs, lambda: taps[self.first].all(self._targets_tap))
         return JointUnits(
-            logits=(lead.student_scores, *(pair.teacher_scores for pair in found.values())),
-            labels=labels.where(classified, IGNORED),
-            align_corners=(False,) * (1 + len(found)),
-            boxes=_decode(list(found.values())) if boxes else None,
+            labels=targets.labels,
+            logits=tuple(head.scores for head in outputs.values()),
+            align_corners=(False,) * len(outputs),
+            boxes=_decode(targets) if boxes else None,
         )
 
     def predict(
@@ -119,7 +106,7 @@ class JointDense:
         data_samples: Mapping[str, list[DetDataSample]],
         weights: Tensor,
     ) -> list[DetDataSample]:
-        """The ensemble's predictions, by NMS over all networks' boxes; in them the networks'."""
+        """The ensemble's predictions, by NMS over all networks' boxes."""
         predicted = {
             name: network.predict(inputs[name], [shallow_copy(x) for x in data_samples[name]])
             for name, network in networks.items()
@@ -131,38 +118,30 @@ class JointDense:
         return with_networks(together, predicted)
 
 
-def _decode(pairings: list[DenseStep]) -> JointBoxes:
-    """Boxes of the positive units: the first network's, then the others'."""
-    lead = pairings[0]
-    boxes = [lead.student.decode(*lead.student_boxes(*lead.index))]
-    boxes += [pairing.teacher.decode(*pairing.teacher_boxes(*lead.index)) for pairing in pairings]
-    return JointBoxes(tuple(boxes), lead.target_boxes, lead.strides[lead.index[1]])
-
-
-def _check_head(network: nn.Module, name: str) -> None:
-    if find_family(network.bbox_head) is None:
-        known = ', '.join(kin.kind.__name__ for kin in FAMILIES)
-        raise ValueError(
-            f'`students.{name}` should have a head that is one of {known}, or a subclass with '
-            f'their target assignment and loss. Found {type(network.bbox_head).__name__}.'
-        )
+def _decode(targets: DenseTargets) -> JointBoxes:
+    """Boxes of the positive units."""
+    boxes = tuple(head.decode(*targets.index) for head in targets.outputs.values())
+    return JointBoxes(boxes, targets.boxes, targets.lead.strides[targets.index[1]])
 
 
 def merge(
     predictions: list[InstanceData], weights: Sequence[float], test_cfg: dict
 ) -> InstanceData:
-    """Boxes of several detectors for one image in one list, as mmdet's test-time augmentation does.
+    """Merge several detectors' boxes of one image, as mmdet's test-time augmentation does.
 
     Args:
-        predictions: Each network's, with ``bboxes``, ``scores`` and ``labels``.
-        weights: Of the networks: scores are multiplied by them, those of the largest weight stay.
-            Boxes of a network of weight 0 or less do not count.
-        test_cfg: A detector's, with ``nms`` and perhaps ``max_per_img``.
+        predictions: Predictions of each network, with ``bboxes``, ``scores`` and ``labels``.
+        weights: Weights of the networks. Scores are multiplied by weight / largest weight; boxes of
+            a network of weight 0 or less do not count.
+        test_cfg: ``test_cfg`` of a detector, with ``nms`` and perhaps ``max_per_img``.
+
+    Returns:
+        The merged predictions, with the same three fields.
     """
     largest = max(weights)
-    heard = [(own, w / largest) for own, w in zip(predictions, weights, strict=True) if w > 0]
-    boxes, labels = (torch.cat([own[key] for own, _ in heard]) for key in ('bboxes', 'labels'))
-    scores = torch.cat([own.scores * weight for own, weight in heard])
+    counted = [(own, w / largest) for own, w in zip(predictions, weights, strict=True) if w > 0]
+    boxes, labels = (torch.cat([own[key] for own, _ in counted]) for key in ('bboxes', 'labels'))
+    scores = torch.cat([own.scores * weight for own, weight in counted])
     if not len(boxes):
         return predictions[0][:0]
     kept, places = batched_nms(boxes, scores, labels, test_cfg['nms'])

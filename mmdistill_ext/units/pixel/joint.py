@@ -10,14 +10,14 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from mmdistill_ext.taps import Taps
-from mmdistill_ext.units.joint import JointUnits, shallow_copy, with_networks
-from mmdistill_ext.units.pixel.pair import find_head, is_sigmoid, seg_logits
+from mmdistill_ext.units.joint import JointHeads, JointUnits, shallow_copy, with_networks
+from mmdistill_ext.units.pixel.head import find_head, is_sigmoid, seg_logits
 
 HEAD = 'decode_head'
 
 
-class JointPixels:
-    """Pairs the heads that several segmenters predict with, pixel by pixel of the labels.
+class JointPixels(JointHeads):
+    """Joins the heads that several segmenters predict with, pixel by pixel of the labels.
 
     The logits are taken from the arguments of each head's own ``loss_by_feat``. They stay at their
     heads' strides, which may differ; the labels are those of the batch, at full size.
@@ -31,8 +31,9 @@ class JointPixels:
     """
 
     background = False
+    is_detection = False
     average = 'valid'
-    prefix = 'decode.'  # of the head's own losses
+    prefix = 'decode.'
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         self.heads = {
@@ -40,27 +41,27 @@ class JointPixels:
         }
         (first, lead), *others = self.heads.items()
         for name, head in others:
-            for what in ('num_classes', 'out_channels', 'ignore_index', 'use_sigmoid'):
-                mine, its = (
-                    is_sigmoid(x) if what == 'use_sigmoid' else getattr(x, what)
+            for attribute in ('num_classes', 'out_channels', 'ignore_index', 'use_sigmoid'):
+                own, other = (
+                    is_sigmoid(x) if attribute == 'use_sigmoid' else getattr(x, attribute)
                     for x in (lead, head)
                 )
-                if mine != its:
+                if own != other:
                     raise ValueError(
-                        f'`students` should have heads of the same `{what}`. Found {mine} in '
-                        f"'{first}', {its} in '{name}'."
+                        f'`students` should have heads of the same `{attribute}`. Found {own} in '
+                        f"'{first}', {other} in '{name}'."
                     )
-        self.num_classes: int = lead.num_classes
-        self.ignore_index: int = lead.ignore_index
+        self.num_classes = lead.num_classes
+        self.ignore_index = lead.ignore_index
         self.sigmoid = is_sigmoid(lead)
 
     @staticmethod
     def labels_of(sample: SegDataSample) -> Tensor:
-        """All labels of an image."""
+        """Label map of an image, ``(1, H, W)``."""
         return sample.gt_sem_seg.data
 
     def taps(self, name: str) -> tuple[str, ...]:
-        """Paths to tap in a network."""
+        """Paths to tap in a network, the same in each."""
         return (f'{HEAD}.loss_by_feat',)
 
     def __call__(
@@ -69,12 +70,12 @@ class JointPixels:
         data_samples: Mapping[str, list[SegDataSample]],
         boxes: bool = False,
     ) -> JointUnits:
-        """Build the units of one step from the tapped calls.
+        """Build the units of one step from the tapped calls (COL-8).
 
         Args:
             taps: Name -> records of that network's step.
             data_samples: Name -> the batch's data samples.
-            boxes: Of detectors; there are none.
+            boxes: Not used, segmenters have none.
 
         Raises:
             ValueError: The networks' labels have different sizes.
@@ -93,7 +94,7 @@ class JointPixels:
                     f'{tuple(other.shape)} for {name!r}.'
                 )
         return JointUnits(
-            logits=tuple(seg_logits(found[path].args[0], path) for found in taps.values()),
+            logits=tuple(seg_logits(records[path].args[0], path) for records in taps.values()),
             labels=target,
             align_corners=tuple(head.align_corners for head in self.heads.values()),
         )
@@ -105,7 +106,7 @@ class JointPixels:
         data_samples: Mapping[str, list[SegDataSample]],
         weights: Tensor,
     ) -> list[SegDataSample]:
-        """The ensemble's predictions, by the weighted mean of the logits; in them the networks'."""
+        """The ensemble's predictions, by the weighted mean of the networks' logits."""
         first = next(iter(networks))
         frame = _padding(data_samples[first])
         mixture, predicted = 0, {}
@@ -121,12 +122,12 @@ class JointPixels:
         return with_networks(together, predicted)
 
 
-def _padded_label(sample: SegDataSample, void: int) -> Tensor:
+def _padded_label(sample: SegDataSample, ignored: int) -> Tensor:
     """Labels ``(H, W)`` of an image, padded as it is: in eval mode mmseg pads the image alone."""
     label, meta = sample.gt_sem_seg.data.squeeze(0), sample.metainfo
     if 'img_padding_size' not in meta:
         return label
-    padded = F.pad(label, tuple(meta['img_padding_size']), value=void)
+    padded = F.pad(label, tuple(meta['img_padding_size']), value=ignored)
     return padded if padded.shape == tuple(meta['pad_shape']) else label
 
 

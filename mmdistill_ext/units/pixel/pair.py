@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import CrossEntropyLoss
+from mmseg.models.segmentors import BaseSegmentor
+from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from mmdistill_ext.taps import Call, Taps, resolve
+from mmdistill_ext.taps import Call, Taps
 from mmdistill_ext.units.base import FusedCrossEntropy, SplitRule, Units
-
-if TYPE_CHECKING:
-    from mmseg.models.segmentors import BaseSegmentor
-    from mmseg.structures import SegDataSample
+from mmdistill_ext.units.pair import HeadPair
+from mmdistill_ext.units.pixel.head import find_head, head_losses, is_sigmoid, seg_logits
 
 
-class PixelPair:
+class PixelPair(HeadPair):
     """Pairs a head of the student with a head of the teacher, pixel by pixel.
 
     The student's logits are taken from the arguments of its own ``loss_by_feat`` while it computes
@@ -28,9 +26,8 @@ class PixelPair:
     Args:
         student: The student, an mmseg segmentor.
         teacher: The teacher, an mmseg segmentor.
-        head: Path of the student's head, e.g. ``'auxiliary_head.0'``; ``'decode_head'`` when not
-            given.
-        teacher_head: Path of the teacher's head; ``'decode_head'`` when not given.
+        head: Path of the student's head, such as ``'decode_head'``, ``'auxiliary_head.0'``.
+        teacher_head: Path of the teacher's head.
         key: The config key to name in errors.
 
     Raises:
@@ -38,21 +35,11 @@ class PixelPair:
             classes or output channels.
     """
 
-    background = False
-    box_distances = ()
-    splits_own = False
-    is_detection = False  # predictions are brought to the size of the labels
     label_kinds = 'gt_sem_seg'
 
     def __init__(
-        self,
-        student: nn.Module,
-        teacher: nn.Module,
-        head: str | None,
-        teacher_head: str | None,
-        key: str,
+        self, student: nn.Module, teacher: nn.Module, head: str, teacher_head: str, key: str
     ) -> None:
-        head, teacher_head = head or 'decode_head', teacher_head or 'decode_head'
         self.head = find_head(student, head, f'{key}.head')
         self.teacher_head = find_head(teacher, teacher_head, f'{key}.teacher_head')
         for name in ('num_classes', 'out_channels'):
@@ -74,25 +61,21 @@ class PixelPair:
 
     @property
     def num_classes(self) -> int:
-        """Number of label classes."""
+        """Number of label classes, 2 for a binary head."""
         return self.head.num_classes
 
     @property
     def data_classes(self) -> int:
-        """Number of classes of the data."""
+        """Number of classes of the data set."""
         return self.head.num_classes
-
-    def label_names(self, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """Names of the labels, given those of the data's classes."""
-        return classes
 
     @property
     def ignore_index(self) -> int:
-        """Label of pixels that are not valid."""
+        """Label of pixels that are ignored."""
         return self.head.ignore_index
 
     def fused_loss(self, key: str) -> FusedCrossEntropy:
-        """The head's own loss, if the block-wise pass can form it.
+        """The head's own loss, which the block-wise pass forms in place of the head.
 
         Args:
             key: The config key that asks for it, to name in errors.
@@ -132,7 +115,7 @@ class PixelPair:
         split: SplitRule | None = None,
         own: None = None,
     ) -> Units:
-        """Build the units of one step from the tapped calls."""
+        """Build the units of one step, one pixel of the labels each (SEL-1)."""
         return Units(
             student=seg_logits(taps[self.student_tap].args[0], self.student_tap),
             teacher=seg_logits(teacher_call.output, self.teacher_tap),
@@ -146,15 +129,15 @@ class PixelPair:
 
     @staticmethod
     def has_labels(sample: dict) -> bool:
-        """Whether a sample of a data set has what :meth:`gt_loss` needs."""
+        """Whether a sample of a data set has the label map that :meth:`gt_loss` needs."""
         return 'gt_sem_seg' in sample['data_samples']
 
     @torch.no_grad()
     def gt_loss(self, student: BaseSegmentor, batch: dict, fused: FusedCrossEntropy) -> Tensor:
         """The head's own loss on a batch of a loader, in the student's present mode (FIT-1).
 
-        The student predicts as in validation (sliding windows included), and images of any size
-        are compared with their labels where both are.
+        The student predicts as in validation (sliding windows included); images may differ in
+        size, and padding is cut off before they are compared with their labels.
 
         Args:
             student: The student; the head should be the one that it predicts with.
@@ -162,7 +145,7 @@ class PixelPair:
             fused: The head's loss.
 
         Returns:
-            ``(2,)``: the sum over the valid pixels, and the sum of their weights.
+            ``(2,)``: the sum over the pixels that are not ignored, and the sum of their weights.
         """
         batch = student.data_preprocessor(batch, False)
         samples = batch['data_samples']
@@ -190,37 +173,3 @@ def _without_padding(image: Tensor, meta: dict) -> Tensor:
     left, right, top, bottom = padding
     height, width = image.shape[1:]
     return image[:, top : height - bottom, left : width - right]
-
-
-def find_head(model: nn.Module, path: str, key: str) -> BaseDecodeHead:
-    """The per-pixel head at a path; ``ValueError`` names the key."""
-    head, _ = resolve(model, path, key)
-    if not isinstance(head, BaseDecodeHead):
-        raise ValueError(
-            f"`{key}` should lead to a per-pixel head (a subclass of mmseg's BaseDecodeHead). "
-            f"Found '{path}', a {type(head).__name__}."
-        )
-    return head
-
-
-def is_sigmoid(head: BaseDecodeHead) -> bool:
-    """Whether it predicts independent sigmoids instead of one softmax."""
-    return head.out_channels == 1 or any(
-        getattr(loss, 'use_sigmoid', False) for loss in head_losses(head)
-    )
-
-
-def head_losses(head: BaseDecodeHead) -> list[nn.Module]:
-    """Its loss modules."""
-    loss = head.loss_decode
-    return list(loss) if isinstance(loss, nn.ModuleList) else [loss]
-
-
-def seg_logits(output: object, path: str) -> Tensor:
-    """The logits ``(B, C, H, W)`` that a head gave; ``TypeError`` if it gave something else."""
-    if not isinstance(output, Tensor) or output.ndim != 4:
-        raise TypeError(
-            f"The head at '{path}' should give one tensor of logits (B, C, H, W). "
-            f'Found {type(output).__name__}; name another head.'
-        )
-    return output

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
 from mmdet.models.dense_heads import DeformableDETRHead, DETRHead, DINOHead
+from mmdet.structures import DetDataSample
 from torch import Tensor, nn
 
-from mmdistill_ext.taps import Call, Taps, resolve, wrapped
-from mmdistill_ext.units.base import SplitRule, Units
+from mmdistill_ext.taps import Call, Taps, resolve
+from mmdistill_ext.units.base import Units
 from mmdistill_ext.units.boxes import Boxes
 from mmdistill_ext.units.detector_pair import IGNORED, DetectorPair, size_of
 from mmdistill_ext.units.painters import BoxRegions
-from mmdistill_ext.units.query.step import QuerySplit, QueryStep
+from mmdistill_ext.units.query.split import QuerySplit
+from mmdistill_ext.units.query.step import QueryStep, QueryTaps
 
-if TYPE_CHECKING:
-    from mmdet.structures import DetDataSample
-
-KINDS = (DETRHead, DeformableDETRHead, DINOHead)
+HEADS = (DETRHead, DeformableDETRHead, DINOHead)
+"""Heads whose matching and losses are read; subclasses must not override them."""
 
 
 class QueryPair(DetectorPair):
@@ -39,6 +35,7 @@ class QueryPair(DetectorPair):
         ValueError: A path leads nowhere, or the heads cannot be paired; the message says why.
     """
 
+    split_class = QuerySplit
     predicts = True
 
     def __init__(
@@ -47,84 +44,63 @@ class QueryPair(DetectorPair):
         self.head = _find(student, head, f'{key}.head')
         self.teacher_head = _find(teacher, teacher_head, f'{key}.teacher_head')
         self.sigmoid = self.head.loss_cls.use_sigmoid
+        self._check(key)
+        self.heads = head, teacher_head
+        self.student_taps = self.paths = QueryTaps.of(head)
+        self.student_tap = self.paths.loss
+        self.teacher_tap = teacher_head
+        self.prefix = head.replace('_head', '')
+
+    def _check(self, key: str) -> None:
+        student, teacher = self.head, self.teacher_head
+        sigmoid = 'both sigmoid or both softmax scores: DETR pairs with DETR, the others with each '
         for rule, own, other in (
-            ('the same `num_classes`', self.num_classes, self.teacher_head.num_classes),
-            (
-                'both sigmoid or both softmax scores: DETR pairs with DETR, the others with '
-                'each other',
-                self.sigmoid,
-                self.teacher_head.loss_cls.use_sigmoid,
-            ),
+            ('the same `num_classes`', student.num_classes, teacher.num_classes),
+            (f'{sigmoid}other', self.sigmoid, teacher.loss_cls.use_sigmoid),
         ):
             if own != other:
                 raise ValueError(
                     f'Student and teacher should have {rule} (`{key}`). Found {own} in the '
-                    f"student's {type(self.head).__name__}, {other} in the teacher's "
-                    f'{type(self.teacher_head).__name__}.'
+                    f"student's {type(student).__name__}, {other} in the teacher's "
+                    f'{type(teacher).__name__}.'
                 )
-        self.heads = head, teacher_head
-        self.student_tap = f'{head}.loss_by_feat'
-        self.layer_tap = f'{head}.loss_by_feat_single'
-        self.match_tap = f'{head}.assigner.assign'
-        self.student_taps = (self.student_tap, self.layer_tap, self.match_tap)
-        self.teacher_tap = teacher_head
-        self.prefix = head.replace('_head', '')
 
     def own_losses(self, call: Call) -> dict[str, Tensor]:
-        """The head's losses on matched queries, without those on denoising ones."""
+        """The head's own losses on matched queries by name, without those on denoising ones."""
         losses = super().own_losses(call).items()
         return {name: value for name, value in losses if 'dn_loss' not in name}
 
-    def __call__(
-        self,
-        taps: Taps,
-        teacher_call: Call,
-        data_samples: list[DetDataSample],
-        split: SplitRule | None = None,
-        own: QuerySplit | None = None,
-    ) -> Units:
-        """Build the units of one step from the tapped calls."""
-        found = self.known(own) or QueryStep(self, taps, teacher_call, data_samples)
-        scores, boxes = found.student_layer
-        queries = found.student_queries
+    def step(self, taps: Taps, teacher_call: Call, data_samples: list[DetDataSample]) -> QueryStep:
+        """What is known of one step; the student's calls may still be to come."""
+        return QueryStep(taps, self.paths, self.teacher_head, teacher_call, data_samples)
+
+    def build(self, step: QueryStep) -> Units:
+        """The units, one object each (SEL-1)."""
         return Units(
-            student=found.pick(scores, queries).transpose(1, 2),
-            teacher=found.pick(found.teacher_layer[0], found.teacher_queries).transpose(1, 2),
-            labels=found.labels,
+            student=step.pick(step.student_layer[0], step.student_queries).transpose(1, 2),
+            teacher=step.pick(step.teacher_layer[0], step.teacher_queries).transpose(1, 2),
+            labels=step.labels,
             ignore_index=IGNORED,
             sigmoid=self.sigmoid,
             background=self.sigmoid,
             boxes=Boxes(
-                index=found.index,
-                student=found.boxes(found.pick(boxes, queries))[found.index],
-                teacher=found.teacher_boxes,
-                target=found.target_boxes,
-                scale=found.sizes[found.index[0]].prod(1).sqrt(),
+                index=step.index,
+                student=step.student_boxes,
+                teacher=step.teacher_boxes,
+                target=step.target_boxes,
+                scale=step.sizes[step.index[0]].prod(1).sqrt(),
             ),
             paint=BoxRegions(
-                size_of(data_samples), len(data_samples), found.index, found.target_boxes
+                size_of(step.samples), len(step.samples), step.index, step.target_boxes
             ),
-            split=split,
-            simple=own.simple if own else None,
-            own=own.result(self.own_losses(taps[self.student_tap])) if own else None,
         )
-
-    @contextmanager
-    def split_own(
-        self, taps: Taps, teacher_call: Call, data_samples: list[DetDataSample], split: SplitRule
-    ) -> Iterator[QuerySplit]:
-        """Take part in the head's own loss; gives what the units are to be built with."""
-        own = QuerySplit(QueryStep(self, taps, teacher_call, data_samples), split)
-        head = taps.owner(self.student_tap)
-        with own.loss(), wrapped(head, 'loss_by_feat_single', own.layer):
-            yield own
 
 
 def _find(model: nn.Module, path: str, key: str) -> nn.Module:
     head, method = resolve(model, path, key)
     same = isinstance(head, DETRHead) and method == 'forward'
     same = same and all(
-        any(getattr(type(head), name) is getattr(kind, name) for kind in KINDS)
+        any(getattr(type(head), name) is getattr(base, name) for base in HEADS)
         for name in ('loss_by_feat', 'loss_by_feat_single', 'get_targets', '_get_targets_single')
     )
     if not same:

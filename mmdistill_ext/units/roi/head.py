@@ -1,4 +1,4 @@
-"""Heads of two-stage detectors, and what the units of all of them have in common."""
+"""Box and mask heads of two-stage detectors, and how to run them on given RoIs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ import torch
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
 from torch import Tensor, nn
 
-from mmdistill_ext.taps import Call, resolve
-from mmdistill_ext.units.detector_pair import DetectorPair
+from mmdistill_ext.taps import resolve
 
 RUNS = ('_bbox_forward', '_mask_forward')
-"""Methods of a RoI head that run its parts on given RoIs."""
+"""A RoI head, the teacher's too, must not override these, which run its parts on given RoIs."""
 TRAINS = (*RUNS, 'loss', 'bbox_loss', 'predict')
-"""Those that a student's should have from Faster or Cascade R-CNN. Others sample by rules of their
-own or change them while they train (PISA, Dynamic R-CNN), or see each image several times (Trident,
-whose `predict` tells).
-"""
+"""A student's RoI head must not override these: PISA and Dynamic R-CNN sample differently, Trident
+sees each image several times (it overrides `predict`)."""
 
 
 class RoIHead:
@@ -27,16 +24,23 @@ class RoIHead:
         model: A two-stage detector.
         path: ``'roi_head.bbox_head'``, ``'roi_head.mask_head'``; ``'roi_head.bbox_head.0'`` for
             the first stage of a cascade.
-        kind: What the head should be.
+        head_type: Class that the head should be of, with that class's targets and loss.
         key: The config key to name in errors.
-        methods: Those of the RoI head that should be mmdet's plain ones.
+        methods: Methods of the RoI head that should be those of Faster or Cascade R-CNN.
+
+    Attributes:
+        head: The head.
+        loss_tap: Path of the head's method that forms targets and losses.
+        targets_tap: Path of the head's method that assigns targets.
+        stage: Number of the stage in a cascade, ``(int,)``; otherwise empty.
+        loss_weight: Factor that the RoI head multiplies the head's losses by.
 
     Raises:
         ValueError: The path leads to no such head.
     """
 
     def __init__(
-        self, model: nn.Module, path: str, kind: type, key: str, methods: Sequence[str] = RUNS
+        self, model: nn.Module, path: str, head_type: type, key: str, methods: Sequence[str] = RUNS
     ) -> None:
         self.head, method = resolve(model, path, key)
         if isinstance(self.head, nn.ModuleList):
@@ -49,84 +53,34 @@ class RoIHead:
             all(getattr(type(self.roi_head), m, None) is getattr(base, m) for m in methods)
             for base in (StandardRoIHead, CascadeRoIHead)
         )
-        own = all(
-            getattr(type(self.head), name, None) is getattr(kind, name, None)
+        same_loss = all(
+            getattr(type(self.head), name, None) is getattr(head_type, name, None)
             for name in ('get_targets', 'loss_and_target', 'loss')
         )
-        if not (known and isinstance(self.head, kind) and own and method == 'forward'):
+        fits = known and isinstance(self.head, head_type) and same_loss and method == 'forward'
+        if not fits:
             raise ValueError(
-                f'`{key}` should lead to a {kind.__name__} in the RoI head of Faster, Mask or '
+                f'`{key}` should lead to a {head_type.__name__} in the RoI head of Faster, Mask or '
                 f"Cascade R-CNN. Found '{path}', a {type(self.head).__name__} in a "
                 f'{type(self.roi_head).__name__}.'
             )
+        self.loss_tap, self.targets_tap = f'{path}.loss_and_target', f'{path}.get_targets'
         last = path.rsplit('.', 1)[-1]
         self.stage = (int(last),) if last.isdigit() else ()
         self.loss_weight = self.roi_head.stage_loss_weights[self.stage[0]] if self.stage else 1.0
 
     @property
     def is_last(self) -> bool:
-        """The detector predicts with this stage."""
+        """The detector predicts with this head: the last stage of a cascade, or the only one."""
         return not self.stage or self.stage[0] == self.roi_head.num_stages - 1
 
     @torch.no_grad()
     def run(self, method: str, features: tuple[Tensor, ...], rois: Tensor) -> dict[str, Tensor]:
-        """Run it on RoIs ``(n, 5)``."""
+        """Run the head on given RoIs.
+
+        Args:
+            method: ``'_bbox_forward'`` or ``'_mask_forward'`` of the RoI head.
+            features: Maps of the neck.
+            rois: Image and corners of each RoI, ``(n, 5)``.
+        """
         return getattr(self.roi_head, method)(*self.stage, features, rois)
-
-
-class RoIHeadPair(DetectorPair):
-    """What box and mask heads share.
-
-    Args:
-        student: The student, an mmdet two-stage detector.
-        teacher: The teacher.
-        head: Path of the student's head.
-        teacher_head: Path of the teacher's head.
-        key: The config key to name in errors.
-
-    Raises:
-        ValueError: A path leads nowhere, or the heads cannot be paired; the message says why.
-    """
-
-    kind: type
-    output: str  # where `loss_and_target` puts the losses
-    teacher_tap = 'extract_feat'
-
-    def __init__(
-        self, student: nn.Module, teacher: nn.Module, head: str, teacher_head: str, key: str
-    ) -> None:
-        self.student = RoIHead(student, head, self.kind, f'{key}.head', TRAINS)
-        self.teacher = RoIHead(teacher, teacher_head, self.kind, f'{key}.teacher_head')
-        self.head = self.student.head
-        if not self.student.roi_head.bbox_assigner:
-            raise ValueError(
-                f"The student's RoI head should have an assigner (`{key}`): its config needs "
-                '`train_cfg`. Found none.'
-            )
-        own, other = self.head.num_classes, self.teacher.head.num_classes
-        if own != other:
-            raise ValueError(
-                f'Student and teacher should have the same `num_classes` (`{key}`). Found {own} in '
-                f"the student's '{head}', {other} in the teacher's '{teacher_head}'."
-            )
-        self.heads = head, teacher_head
-        self.student_tap = f'{head}.loss_and_target'
-        self.targets_tap = f'{head}.get_targets'
-        self.student_taps = (self.student_tap, self.targets_tap)
-        self.prefix = head.removeprefix('roi_head.').replace('_head', '').replace('.', '_')
-
-    @property
-    def label_kinds(self) -> str:
-        """What labels the student's losses need."""
-        return 'boxes and masks' if self.student.roi_head.with_mask else 'boxes'
-
-    def has_labels(self, sample: dict) -> bool:
-        """Whether a sample of a data set has what :meth:`gt_loss` needs."""
-        instances = sample['data_samples'].get('gt_instances', {})
-        masks = 'masks' in instances or not self.student.roi_head.with_mask
-        return masks and super().has_labels(sample)
-
-    def own_losses(self, call: Call) -> dict[str, Tensor]:
-        """The head's losses, times the stage's weight, from the call of :attr:`student_tap`."""
-        losses = call.output[self.output].items()
-        return {name: self.student.loss_weight * x for name, x in losses if 'loss' in name}

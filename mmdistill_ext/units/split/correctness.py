@@ -18,11 +18,11 @@ def correct_units(
     iou: float,
     score: float,
 ) -> Tensor:
-    """Units whose class and box the teacher has right.
+    """Units whose class and box the teacher has right (FIT-3).
 
-    A unit of an object is right when its class is the likeliest and the box overlaps the assigned
-    one; background when that is the likeliest or, among independent classes, when none is above
-    ``score``.
+    A unit with an object is right when the assigned class is the likeliest and the box overlaps the
+    assigned box. A background unit is right when background is the likeliest or, among independent
+    classes, when no class is above ``score``.
 
     Args:
         confidence: ``(B, N, C)`` or with background ``(B, N, C + 1)``, the teacher's scores in
@@ -30,9 +30,9 @@ def correct_units(
         labels: ``(B, N)``, ``C`` for background.
         num_classes: ``C``.
         index: Image and unit of each of the ``P`` positive units.
-        ious: ``(P,)``, IoU of the teacher's boxes with the assigned ones.
+        ious: ``(P,)``, IoU of the teacher's boxes with the assigned boxes.
         iou: Overlap in (0, 1] from which on a box is right.
-        score: In [0, 1).
+        score: Score above which the teacher sees an object, in [0, 1).
 
     Returns:
         ``(B, N)`` bool.
@@ -53,22 +53,22 @@ def correct_images(
     iou: float,
     score: float,
 ) -> Tensor:
-    """Images on which the teacher finds every object and nothing else.
+    """Images on which the teacher finds every object and nothing else (FIT-3).
 
-    A unit stands for its likeliest class. An object is found by a unit of its class above ``score``
-    with a box that overlaps it. A unit is spurious when it is above ``score``, is no part of an
-    object in the student's assignment, overlaps no object of its class and lies in no ignored box
-    (a crowd). Both look at the units
-    before any suppression of duplicates.
+    A unit predicts its likeliest class. An object is found when a unit predicts its class with a
+    score above ``score`` and a box that overlaps the object. A unit is spurious when its score is
+    above ``score``, it is background in the student's assignment, its box overlaps no object of
+    the predicted class and it lies in no ignored box (a crowd). Duplicates are not suppressed
+    before.
 
     Args:
         confidence: ``(B, N, C)``, the teacher's scores in [0, 1] of the object classes.
         labels: ``(B, N)``, ``C`` for background.
-        valid: ``(B, N)`` bool; other units are neither found nor spurious.
+        valid: ``(B, N)`` bool; other units neither find an object nor are spurious.
         boxes_of: Gives the teacher's boxes ``(K, 4)`` of units ``(image, (K,), classes (K,))``.
         truth: Boxes ``(G, 4)``, classes ``(G,)`` and ignored boxes ``(I, 4)`` of each image.
-        iou: Overlap in (0, 1].
-        score: In [0, 1).
+        iou: IoU from which on a box overlaps an object, in (0, 1].
+        score: Score above which the teacher sees an object, in [0, 1).
 
     Returns:
         ``(B,)`` bool.
@@ -78,10 +78,10 @@ def correct_images(
     right = []
     for image, (objects, classes, ignored) in enumerate(truth):
         units = seen[image].nonzero().squeeze(1)
-        kinds = likeliest[image, units]
-        boxes = boxes_of(image, units, kinds).float()
+        predicted = likeliest[image, units]
+        boxes = boxes_of(image, units, predicted).float()
         overlaps = bbox_overlaps(boxes, objects.float())
-        hits = (overlaps >= iou) & (kinds[:, None] == classes)
+        hits = (overlaps >= iou) & (predicted[:, None] == classes)
         inside = bbox_overlaps(boxes, ignored.float(), mode='iof') >= iou
         known = hits.any(1) | inside.any(1)
         spurious = (labels[image, units] == confidence.shape[-1]) & ~known

@@ -2,7 +2,7 @@
 
 Heads of mmdet form their losses in many ways, but all by loss modules that take one row per unit
 and ``weight``, ``avg_factor`` and ``reduction_override``. Those modules are asked for the losses of
-their rows, which are then weighed and reduced as they themselves would.
+their rows, which are then weighted and reduced as the modules themselves would do it.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from mmdistill_ext.functional.fit import weigh_rows
 from mmdistill_ext.taps import wrapped
 
 EPS = torch.finfo(torch.float32).eps
-"""As in mmdet's ``weight_reduce_loss``."""
+"""Added to ``avg_factor``, as mmdet's ``weight_reduce_loss`` does."""
 
 
 class OwnLoss:
-    """Weighs the rows of a head's loss modules.
+    """Weights the rows of a head's loss modules by ``F(x)`` where they are hard (FIT-4).
 
     Args:
         head: The head; its children ``loss_*`` are its loss modules.
         hard_weight: ``F(x)``, >= 0.
 
     Attributes:
-        rows: Gives, by the name of a loss module, which rows of its present call are simple, bool
-            of the rows' shape; None leaves that call alone.
+        row_mask: Gives, by the name of a loss module, which rows of its present call are simple,
+            bool of the rows' shape; None leaves that call alone.
     """
 
     def __init__(self, head: nn.Module, hard_weight: float) -> None:
         self.modules = loss_modules(head)
         self.hard_weight = hard_weight
-        self.rows: Callable[[str], Tensor | None] = lambda name: None
-        self._calls: list[tuple[Tensor, Tensor]] = []  # of the modules: loss, its two parts
+        self.row_mask: Callable[[str], Tensor | None] = lambda name: None
+        self._calls: list[tuple[Tensor, Tensor]] = []  # of each module call: loss, its two parts
 
     @contextmanager
     def __call__(self) -> Iterator[OwnLoss]:
-        """Take part in what the head does within."""
+        """Split the losses that the modules form within."""
         with ExitStack() as stack:
             for name, module in self.modules.items():
                 stack.enter_context(wrapped(module, 'forward', self._wrap(name, module)))
@@ -51,7 +51,7 @@ class OwnLoss:
     def _wrap(self, name: str, module: nn.Module) -> Callable:
         def wrap(forward: Callable) -> Callable:
             def weighed(pred, target, *args, **kwargs):
-                simple = self.rows(name)
+                simple = self.row_mask(name)
                 if simple is None:
                     return forward(pred, target, *args, **kwargs)
                 whole = self.hard_weight == 1  # then the module's own sum, to the bit
@@ -74,16 +74,16 @@ class OwnLoss:
         return wrap
 
     def parts(self, losses: Mapping[str, Tensor | list[Tensor]]) -> Tensor:
-        """The two parts of the head's finished losses, before ``F(x)``, without gradient.
+        """The two parts of the head's finished losses, before ``F(x)``, without gradient (FIT-5).
 
-        Heads divide what the modules gave by numbers of their own (all ranks' positives); the
-        derivative of what they made of it says by which.
+        A head may rescale a module's loss afterwards (by all ranks' positives, say).
+        d(total)/d(module loss) is that factor, so autograd gives it for any head.
 
         Args:
-            losses: What the head made of them, before the backward pass.
+            losses: The head's losses by name, before the backward pass.
 
         Returns:
-            ``(2,)``.
+            ``(2,)``: the loss of the simple and of the hard rows.
         """
         final = total_loss(losses)
         calls = [(total, parts) for total, parts in self._calls if total.requires_grad]
@@ -105,12 +105,14 @@ def row_losses(
     reduction_override: str | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, float | Tensor]:
-    """What a loss module gives for each row, and what it divides their sum by.
+    """The loss of each row of a loss module, and what the module divides their sum by.
 
     Returns:
         ``(n, ...)`` (a scalar 0 where no row counts), and the divisor.
     """
-    if getattr(module, 'use_mask', False):  # its third argument are the classes; it takes no other
+    if getattr(
+        module, 'use_mask', False
+    ):  # its third argument holds the classes; it takes no other
         logits = pred[torch.arange(len(pred), device=pred.device), weight]
         rows = F.binary_cross_entropy_with_logits(logits, target, reduction='none')
         return rows * module.loss_weight, rows.numel()

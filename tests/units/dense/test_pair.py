@@ -11,7 +11,6 @@ from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.base import Contrast
 from mmdistill_ext.units.boxes import box_ious
 from mmdistill_ext.units.dense.pair import DensePair
-from mmdistill_ext.units.dense.step import DenseStep
 from mmdistill_ext.units.detector_pair import IGNORED
 from tests import tiny_det
 from tests.tiny_zoo import in_one
@@ -58,11 +57,10 @@ def spread(units, values):
 def decode_all(student, teacher):
     """Boxes ``(B, N, 4)`` of all units of a step, of both."""
     _, taps, call, samples, _ = run(student, teacher)
-    found = DenseStep(pair_up(student, teacher), taps, call)
-    shape = found.assigned.labels.shape
+    found = pair_up(student, teacher).step(taps, call, samples)
+    shape = found.targets.assigned.labels.shape
     places = torch.ones(shape).nonzero(as_tuple=True)
-    boxes = found.student.decode(*found.student_boxes(*places))
-    others = found.teacher.decode(*found.teacher_boxes(*places))
+    boxes, others = found.student.decode(*places), found.teacher.decode(*places)
     return boxes.view(*shape, 4), others.view(*shape, 4), call, samples
 
 
@@ -534,7 +532,7 @@ def test_heads_with_another_loss_are_refused():
     cfg = tiny_det.atss()
     cfg['bbox_head']['type'] = 'PAAHead'
     paa, student = tiny_det.build(cfg, 0), tiny_det.build(tiny_det.atss(), 0)
-    names = 'RTMDetHead, GFLHead, ATSSHead, FCOSHead, YOLOXHead, RetinaHead'
+    names = 'ATSSHead, FCOSHead, GFLHead, RetinaHead, RTMDetHead, YOLOXHead'
     for models, key in (((paa, student), 'head'), ((student, paa), 'teacher_head')):
         with pytest.raises(ValueError, match=rf'`losses.kd.{key}` .*{names}.*a PAAHead'):
             pair_up(*models)

@@ -95,7 +95,7 @@ def run(case, weight, mask, divisor=1.0):
     """Loss, gradient and parts of a head."""
     head, kwargs = Head(CASES[case][0](), divisor), arguments(case)
     own = OwnLoss(head, weight)
-    own.rows = {'loss_x': mask}.get
+    own.row_mask = {'loss_x': mask}.get
     with own():
         losses = call(head, kwargs)
     parts = own.parts(losses)
@@ -156,7 +156,7 @@ def test_without_a_divisor_it_is_the_mean(weight):
     kwargs = arguments('l1')
     head = Head(L.L1Loss())
     own = OwnLoss(head, weight)
-    own.rows = lambda name: SIMPLE
+    own.row_mask = lambda name: SIMPLE
     with own():
         found = head(kwargs['pred'], kwargs['target'])
     units = (kwargs['pred'] - kwargs['target']).abs()
@@ -179,7 +179,7 @@ def test_calls_add_up_and_belong_to_losses_by_their_names():
     head, kwargs = Head(L.L1Loss()), arguments('l1')
     head.loss_y = L.GIoULoss()
     own = OwnLoss(head, 0.3)
-    own.rows = lambda name: SIMPLE if name == 'loss_x' else ~SIMPLE
+    own.row_mask = lambda name: SIMPLE if name == 'loss_x' else ~SIMPLE
     pred, target = kwargs['pred'], kwargs['target']
     with own():
         levels = [head.loss_x(pred, target) / 5, head.loss_x(2 * pred, target) / 5]
@@ -197,7 +197,7 @@ def test_calls_add_up_and_belong_to_losses_by_their_names():
 def test_a_call_without_rows_is_left_alone():
     head, kwargs = Head(L.L1Loss()), arguments('l1')
     own = OwnLoss(head, 0.0)
-    own.rows = lambda name: None
+    own.row_mask = lambda name: None
     with own():
         losses = call(head, kwargs)
     assert torch.equal(losses['loss_x'], call(head, kwargs)['loss_x'])
@@ -212,7 +212,7 @@ def test_no_rows_at_all_give_0(kind, weight):
     for extra in ({}, dict(weight=torch.zeros(0, 4))):
         head = Head(kind())
         own = OwnLoss(head, weight)
-        own.rows = lambda name: SIMPLE[:0]
+        own.row_mask = lambda name: SIMPLE[:0]
         with own():
             losses = head(pred, torch.zeros(0, 4), avg_factor=1.0, **extra)
         assert losses['loss_x'].item() == 0
@@ -227,7 +227,7 @@ def test_hard_rows_of_weight_0_may_hold_anything(bad):
     head, kwargs = Head(L.L1Loss(loss_weight=2.0)), arguments('l1')
     kwargs['target'] = kwargs['target'].masked_fill(~SIMPLE[:, None], bad)
     own = OwnLoss(head, 0)
-    own.rows = lambda name: SIMPLE
+    own.row_mask = lambda name: SIMPLE
     with own():
         losses = call(head, kwargs)
     parts = own.parts(losses)
@@ -241,7 +241,7 @@ def test_nothing_is_left_on_the_modules():
     head, kwargs = Head(L.L1Loss()), arguments('l1')
     before = set(vars(head.loss_x))
     own = OwnLoss(head, 0.3)
-    own.rows = lambda name: SIMPLE
+    own.row_mask = lambda name: SIMPLE
     with pytest.raises(ZeroDivisionError), own():
         call(head, kwargs)
         raise ZeroDivisionError

@@ -1,0 +1,61 @@
+"""The split of a box head's own loss into simple and hard RoIs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mmdistill_ext.functional.logits.selective import full_precision
+from mmdistill_ext.units.boxes import overlaps
+from mmdistill_ext.units.detector_pair import IGNORED
+from mmdistill_ext.units.roi.step import RoIStep
+from mmdistill_ext.units.split.correctness import correct_images, correct_units
+from mmdistill_ext.units.split.head_split import HeadSplit
+
+
+class RoISplit(HeadSplit):
+    """Splits the loss by RoIs, or by images (FIT-3, FIT-4)."""
+
+    step: RoIStep
+
+    @contextmanager
+    def tell_rows(self) -> Iterator[None]:
+        """Classes have a row for every RoI, boxes for the positive ones."""
+        self.loss.row_mask = self._row_mask
+        yield
+
+    def _row_mask(self, name: str) -> Tensor | None:
+        step = self.step
+        if not step.has_targets:
+            return None
+        every = torch.arange(len(step.flat_labels), device=step.flat_labels.device)
+        flat = self.simple[step.place(every)]
+        return flat if name == 'loss_cls' else flat[step.positive]
+
+    @property
+    def valid(self) -> Tensor:
+        """Units that the head's loss counts, ``(B, N)`` bool."""
+        return self.step.labels != IGNORED
+
+    @cached_property
+    @torch.no_grad()
+    def right(self) -> Tensor:
+        """What the teacher has right: units ``(B, N)`` or images ``(B,)``, bool."""
+        step, limits = self.step, (self.rule.iou, self.rule.score)
+        outputs, count = step.teacher_outputs, step.student.head.num_classes
+        scores = step.pad(full_precision(outputs['cls_score']).softmax(-1))
+        if self.rule.by == 'unit':
+            ious = overlaps(step.teacher_boxes, step.target_boxes)
+            right = correct_units(scores, step.labels, count, step.index, ious, *limits)
+            return right & self.valid
+        starts = [0, *torch.tensor(step.counts).cumsum(0).tolist()]
+
+        def boxes_of(image: int, units: Tensor, classes: Tensor) -> Tensor:
+            return step.decode(step.teacher, outputs['bbox_pred'], units + starts[image], classes)
+
+        scores = scores[..., :count]
+        return correct_images(scores, step.labels, self.valid, boxes_of, step.truth, *limits)
