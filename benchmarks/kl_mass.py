@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from mmdistill_ext import cli
 from mmdistill_ext.distillers.teacher import Teacher
 from mmdistill_ext.export import load_student, plain_config
-from mmdistill_ext.functional.logits.selective import unit_difference, unit_distillation
+from mmdistill_ext.functional import unit_difference, unit_distillation
 
 
 @torch.no_grad()

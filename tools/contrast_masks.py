@@ -22,8 +22,8 @@ from mmdistill_ext import cli
 from mmdistill_ext.checkpoint import write_atomic
 from mmdistill_ext.distillers.teacher import Teacher
 from mmdistill_ext.export import is_distillation, load_student, plain_config
+from mmdistill_ext.functional import contrast_mask, select_units, unit_difference
 from mmdistill_ext.functional.checks import check_labels
-from mmdistill_ext.functional.logits.selective import contrast_mask, select_units, unit_difference
 from mmdistill_ext.visualization.contrast import check_contrast_values, contrast_overlay, write_png
 
 

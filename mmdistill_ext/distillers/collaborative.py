@@ -14,7 +14,13 @@ from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
 from mmdistill_ext.distillers.recompute import network_loss, recomputed_loss
 from mmdistill_ext.distillers.schedule import Schedule
 from mmdistill_ext.evaluation import ENSEMBLE
-from mmdistill_ext.functional import Networks, collaborate, networks_correlation
+from mmdistill_ext.functional import (
+    BlockReader,
+    Labels,
+    Side,
+    collaborate,
+    networks_correlation,
+)
 from mmdistill_ext.functional.checks import check_factor, check_labels, check_positive
 from mmdistill_ext.losses.averages import scale_of
 from mmdistill_ext.policies.second_predictions import Kind
@@ -192,9 +198,8 @@ class CollaborativeDistiller(BaseModel):
         return losses
 
     def _together(self, units: JointUnits, weight: float) -> dict[str, Tensor]:
-        networks = self._networks(units)
         result = collaborate(
-            networks,
+            self._reader(units),
             self._combine,
             weigh_image=self._weigh_image if self.second.per == 'image' else None,
             difference=self.difference,
@@ -245,15 +250,12 @@ class CollaborativeDistiller(BaseModel):
             with Taps(network, {path: path for path in self.joint.taps(name)}) as taps[name]:
                 network_loss(network, data['inputs'][name], data['data_samples'][name])
         units = self.joint(taps, data['data_samples'], boxes=False)
-        return networks_correlation(self._networks(units), self.difference)[0]
+        return networks_correlation(self._reader(units), self.difference)[0]
 
-    def _networks(self, units: JointUnits) -> Networks:
-        return Networks(
-            units.logits,
-            units.labels,
-            align_corners=units.align_corners,
-            ignore_index=self.joint.ignore_index,
-            background=self.joint.background,
+    def _reader(self, units: JointUnits) -> BlockReader:
+        return BlockReader(
+            [Side(*side) for side in zip(units.logits, units.align_corners, strict=True)],
+            Labels(units.labels, self.joint.ignore_index, self.joint.background),
         )
 
     def _combine(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:

@@ -153,7 +153,7 @@ class Distillation:
 
     def _record_fit(self, term: HeadTerm) -> None:
         if term.pair.predicts:
-            self.fit.record(term.loss.pop_fit_sums())
+            self.fit.record(term.loss.records.pop_fit_sums())
 
     def _check_once(self, term: Term, records: StepRecords) -> None:
         """Look at the labels of the first step."""

@@ -103,7 +103,7 @@ class Fit:
             self._records.append(sums.detach())
 
     def pop_records(self) -> list[Tensor]:
-        """The sums since the last call, ``(4,)`` each (see ``PairLoss.pop_fit_sums``)."""
+        """The sums since the last call, ``(4,)`` each (see ``Records.pop_fit_sums``)."""
         records, self._records = self._records, []
         return records
 

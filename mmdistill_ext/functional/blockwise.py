@@ -1,4 +1,4 @@
-"""Distillation, its gradient and the task's cross-entropy in one pass, block by block.
+"""Distillation, its gradient and the head's own cross-entropy in one pass, block by block.
 
 The plain composition (:func:`~mmdistill_ext.functional.selective_distillation`) keeps some
 ten tensors of the size of the full-resolution logits. Here each block of units is upsampled,
@@ -7,47 +7,33 @@ compared, and turned into loss and gradient while it is in the processor's cache
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mmdistill_ext.functional.blocks.distillation_pass import (
-    SELECTIONS,
-    Block,
-    BlockPass,
-    Selection,
-)
-from mmdistill_ext.functional.blocks.readers import LevelOrder, UnitOrder, logits_reader
+from mmdistill_ext.functional.blocks.distillation_pass import DistillationPass
+from mmdistill_ext.functional.blocks.reader import BlockReader
+from mmdistill_ext.functional.blocks.splitting import PassSplit
 from mmdistill_ext.functional.blocks.sums import PassSums
-from mmdistill_ext.functional.checks import (
-    check_choice,
-    check_class_weight,
-    check_difference,
-    check_distance,
-    check_factor,
-    check_images,
-    check_levels,
-    check_logits,
-    check_same_classes,
-    check_temperature,
-    check_threshold,
-    check_units,
-    num_label_classes,
+from mmdistill_ext.functional.blocks.values import (
+    CrossEntropy,
+    Labels,
+    Side,
+    Split,
+    compute_dtype,
 )
-from mmdistill_ext.functional.fit import SPLITS
+from mmdistill_ext.functional.checks import check_class_weight
+from mmdistill_ext.functional.logits.differences import (
+    CrossEntropyDifference,
+    Difference,
+    find_difference,
+)
+from mmdistill_ext.functional.logits.distances import Distance, make_distance
+from mmdistill_ext.functional.selections import Block, Selection, find_selection
 
-__all__ = [
-    'SELECTIONS',
-    'Block',
-    'BlockwiseResult',
-    'Selection',
-    'blockwise_distillation',
-]
-
-CPU_BLOCK_BYTES = 2**21
-DEVICE_BLOCK_BYTES = 2**25
+__all__ = ['BlockwiseResult', 'blockwise_distillation']
 
 
 @dataclass(frozen=True)
@@ -58,49 +44,39 @@ class BlockwiseResult:
         distill_sum: Scalar, ``sum_u weight_u * distance_u``; differentiable.
         distill_weight: Scalar, ``sum_u weight_u``.
         counts: ``(2, classes)`` int64: valid units, and units where the teacher wins, per label.
-        wins: ``(B, ...)`` bool, where the teacher wins; if asked for.
-        task_sum: Scalar, ``sum_u class_weight_u * cross_entropy_u``, differentiable; if asked for.
-        correct: Scalar int64, units whose label has the student's largest logit; with the task.
+        wins: ``(B, ...)`` bool, where the teacher wins; with ``keep_wins``.
+        own_sum: Scalar, ``sum_u class_weight_u * cross_entropy_u``, differentiable; with ``own``.
+        correct: Scalar int64, units whose label has the student's largest logit; with ``own``.
         distill_parts: ``(2,)``, the distillation's sum over simple and over hard units, without
-            ``hard_weight`` and without gradient; if split.
-        task_parts: ``(2,)``, the same of the task's.
-        simple: ``(2,)`` int64, number of simple samples and of all valid ones; if split.
+            ``hard_weight`` and without gradient; with ``split``.
+        own_parts: ``(2,)``, the same of the own loss; with ``own`` and ``split``.
+        simple_counts: ``(2,)`` int64, number of simple samples and of all valid ones, which are
+            units or images; with ``split``.
     """
 
     distill_sum: Tensor
     distill_weight: Tensor
     counts: Tensor
     wins: Tensor | None = None
-    task_sum: Tensor | None = None
+    own_sum: Tensor | None = None
     correct: Tensor | None = None
     distill_parts: Tensor | None = None
-    task_parts: Tensor | None = None
-    simple: Tensor | None = None
+    own_parts: Tensor | None = None
+    simple_counts: Tensor | None = None
 
 
 def blockwise_distillation(
-    student: Tensor | Sequence[Tensor],
-    teacher: Tensor | Sequence[Tensor],
-    target: Tensor,
+    student: Side,
+    teacher: Side,
+    labels: Labels,
     *,
-    selection: str | Selection = 'teacher_better',
-    difference: str = 'ce',
-    distance: str = 'kl',
-    temperature: float = 1.0,
-    ignore_index: int = 255,
+    difference: str | Difference | Callable[[Tensor, Labels], Tensor] = 'ce',
+    selection: str | Selection | Callable[[Block], Tensor] = 'teacher_better',
+    distance: str | Distance | Callable[[Tensor, Tensor, Labels], Tensor] = 'kl',
     class_weight: Tensor | None = None,
-    background: bool = False,
-    student_extra: Tensor | None = None,
-    teacher_extra: Tensor | None = None,
-    student_align_corners: bool = False,
-    teacher_align_corners: bool = False,
-    task: bool = False,
-    task_class_weight: Tensor | None = None,
-    split: str | None = None,
-    simple: Tensor | None = None,
-    threshold: float = 0.9,
-    hard_weight: float = 1.0,
-    keep_contrast: bool = False,
+    own: CrossEntropy | None = None,
+    split: Split | None = None,
+    keep_wins: bool = False,
     block_bytes: int | None = None,
 ) -> BlockwiseResult:
     """Compare, select, split and distil without full-resolution logits in memory.
@@ -109,121 +85,80 @@ def blockwise_distillation(
 
     Values and gradients are those of the plain composition after
     :func:`torch.nn.functional.interpolate`, in float32 (float64 for a float64 student), also under
-    autocast. Nothing waits for the device. On a GPU, a run that allows TF32 allows it here too.
+    autocast. There is no host sync. On a GPU, a run that allows TF32 allows it here too.
 
     Args:
-        student: ``(B, C, ...)``; a map ``(B, C, h, w)`` may have another size than the labels. Or
-            the levels of a detector, ``(B, A, C, n)`` each: ``A`` priors at ``n`` locations.
-        teacher: The same, taken as constant; a map may have a size of its own.
-        target: ``(B, ...)``, class indices or ``ignore_index``; of a detector ``(B, N)``, counted
-            by level, location and prior.
-        selection: ``'teacher_better'``, ``'all'``, or a function of a :class:`Block` that gives
-            the weight of each unit.
-        difference: What decides who wins, see
-            :func:`~mmdistill_ext.functional.logits.selective.unit_difference`.
-        distance: What is distilled, see
-            :func:`~mmdistill_ext.functional.logits.selective.unit_distillation`.
-        temperature: > 0.
-        ignore_index: Label of units that are not valid.
+        student: Logits of the student, ``(B, C, ...)`` or levels; gradients go to these.
+        teacher: Logits of the teacher, taken as constant; a map may have a size of its own.
+        labels: Of all units.
+        difference: What decides who wins: ``'ce'``, ``'bce'``, or logits ``(1, C, n)`` and labels
+            of a block -> ``(1, n)``.
+        selection: Which units are distilled: ``'teacher_better'``, ``'all'``, or a block -> weight
+            of each unit, ``(1, n)``, bool or >= 0; ignored units never count.
+        distance: What is distilled: ``'kl'``, ``'reverse_kl'``, ``'mse'``, ``'bce'`` (with
+            temperature 1), or logits of student and teacher, ``(1, C, n)``, and labels of a block
+            -> ``(1, n)``.
         class_weight: ``(classes,)``, >= 0, multiplies the weight of each unit by that of its label.
-        background: With ``difference='bce'``: the label ``C`` is background, as detectors have it.
-        student_extra: ``(B, ...)``, added to the student's difference (that of its box).
-        teacher_extra: The same of the teacher.
-        student_align_corners: How the student's map is upsampled.
-        teacher_align_corners: How the teacher's map is upsampled.
-        task: Form the task's cross-entropy and the number of correct units too.
-        task_class_weight: ``(classes,)``, class weights of that cross-entropy.
-        split: Split both losses into simple and hard parts (FIT-3), by ``'unit'`` or ``'image'``,
-            and weigh the hard ones by ``hard_weight`` (FIT-5). ``distill_weight`` and the task's
-            denominators do not know of it.
-        simple: ``(B, ...)`` bool, the simple units, where more than the logits decides; ``split``
-            is then of no account.
-        threshold: Share of units in (0, 1] that the teacher gets right in a simple image.
-        hard_weight: ``F(x)``, >= 0.
-        keep_contrast: Return where the teacher wins.
+        own: Form the head's own loss and the number of correct units too.
+        split: Split both losses into simple and hard parts, and weigh the hard ones.
+            ``distill_weight`` and ``counts`` do not know of it.
+        keep_wins: Return where the teacher wins.
         block_bytes: Size of one block of logits; by default 2 MiB on a CPU, 32 MiB on others.
 
     Returns:
         The sums, see :class:`BlockwiseResult`.
 
     Raises:
-        ValueError: On unknown kinds, a temperature <= 0, or shapes and types that do not fit.
+        ValueError: On unknown names, or shapes, types and values that do not fit.
+
+    Example:
+        >>> import torch
+        >>> student = torch.zeros(1, 2, 3, requires_grad=True)
+        >>> teacher = torch.tensor([[[2.0, 0.0, 5.0], [0.0, 1.0, 0.0]]])
+        >>> labels = Labels(torch.tensor([[0, 0, 255]]))
+        >>> result = blockwise_distillation(Side(student), Side(teacher), labels)
+        >>> result.counts[1]  # of both classes, units that the teacher wins
+        tensor([1, 0])
+        >>> result.distill_sum / result.distill_weight
+        tensor(0.3278, grad_fn=<DivBackward0>)
     """
-    leaves = (student,) if isinstance(student, Tensor) else tuple(student)
-    if isinstance(student, Tensor):
-        check_logits('student', student, target)
-        check_logits('teacher', teacher, target)
-        check_same_classes(student, teacher)
-        order, channels, size = UnitOrder(), student.shape[1], target.shape[1:]
-    else:
-        check_levels(student, teacher, target)
-        order, channels, size = LevelOrder(leaves), leaves[0].shape[2], target.shape[1:]
-    check_difference(difference, channels, background)
-    check_units('student_extra', student_extra, target)
-    check_units('teacher_extra', teacher_extra, target)
-    check_distance(distance, channels)
-    check_temperature(temperature)
-    check_class_weight(class_weight, channels, background)
-    if task:
-        check_difference('ce', channels)
-        check_class_weight(task_class_weight, channels)
-    if split is not None:
-        check_choice('split', split, SPLITS)
-        check_threshold(threshold)
-        check_factor('hard_weight', hard_weight)
-        if simple is not None:
-            check_units('simple', simple, target)
-            split = 'unit'
-        elif background or isinstance(order, LevelOrder):
-            raise ValueError(
-                '`split` of a detector needs `simple`: the logits do not say whether a box is '
-                'right. Found None.'
-            )
-        if split == 'image':
-            check_images(target)
-    if isinstance(selection, str):
-        check_choice('selection', selection, tuple(SELECTIONS))
-        selection = SELECTIONS[selection]
-
-    def extra(values: Tensor | None) -> Tensor | None:
-        return None if values is None else order.to_blocks(values.detach())
-
-    dtype = torch.float64 if leaves[0].dtype == torch.float64 else torch.float32
-    on_cpu = target.device.type == 'cpu'
-    block_pass = BlockPass(
-        student=logits_reader(student, size, student_align_corners, dtype),
-        teacher=logits_reader(teacher, size, teacher_align_corners, dtype),
-        target=order.to_blocks(target),
-        classes=num_label_classes(channels, background),
-        background=background,
-        extras=(extra(student_extra), extra(teacher_extra)),
-        selection=selection,
-        difference=difference,
-        distance=distance,
-        temperature=temperature,
-        ignore_index=ignore_index,
-        class_weight=None if class_weight is None else class_weight.to(target.device, dtype),
-        task=task,
-        task_class_weight=(
-            None if task_class_weight is None else task_class_weight.to(target.device, dtype)
-        ),
-        split=split,
-        given=extra(simple),
-        threshold=threshold,
-        hard_weight=hard_weight,
-        block_bytes=block_bytes or (CPU_BLOCK_BYTES if on_cpu else DEVICE_BLOCK_BYTES),
-        differentiate=torch.is_grad_enabled() and any(x.requires_grad for x in leaves),
+    leaves = student.leaves
+    reader = BlockReader(
+        (student, teacher), labels, block_bytes, compute_dtype(leaves[:1]), ('student', 'teacher')
     )
-    with torch.autocast(target.device.type, enabled=False):
-        distill_sum, task_sum = PassSums.apply(block_pass, *leaves)
+    difference = find_difference(difference) if isinstance(difference, str) else difference
+    selection = find_selection(selection) if isinstance(selection, str) else selection
+    distance = make_distance(distance) if isinstance(distance, str) else distance
+    if isinstance(difference, Difference):
+        difference.check(reader.channels, reader.background)
+    if isinstance(distance, Distance):
+        distance.check(reader.channels)
+    check_class_weight(class_weight, reader.classes)
+    if own is not None:
+        CrossEntropyDifference().check(reader.channels)
+        check_class_weight(own.class_weight, reader.classes)
+    pass_split = None if split is None else PassSplit(split, reader)
+    differentiate = torch.is_grad_enabled() and any(x.requires_grad for x in leaves)
+    block_pass = DistillationPass(
+        reader, difference, selection, distance, class_weight, own, pass_split, differentiate
+    )
+    with torch.autocast(reader.target.device.type, enabled=False):
+        sums = PassSums.apply(block_pass, *leaves)
+    return _result(block_pass, sums, keep_wins)
+
+
+def _result(
+    block_pass: DistillationPass, sums: tuple[Tensor, ...], keep_wins: bool
+) -> BlockwiseResult:
+    own, split = block_pass.own, block_pass.split
     return BlockwiseResult(
-        distill_sum=distill_sum,
+        distill_sum=sums[0],
         distill_weight=block_pass.distill_weight,
         counts=block_pass.counts,
-        wins=order.from_blocks(block_pass.wins, target) if keep_contrast else None,
-        task_sum=task_sum if task else None,
-        correct=block_pass.correct if task else None,
-        distill_parts=block_pass.distill_parts.sum(0) if split else None,
-        task_parts=block_pass.task_parts.sum(0) if split and task else None,
-        simple=block_pass.simple.sum(0) if split else None,
+        wins=block_pass.reader.from_blocks(block_pass.wins) if keep_wins else None,
+        own_sum=sums[1] if own else None,
+        correct=block_pass.correct if own else None,
+        distill_parts=block_pass.distill.parts.sum(0) if split else None,
+        own_parts=own.parts.sum(0) if own and split else None,
+        simple_counts=split.simple_counts.sum(0) if split else None,
     )

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-DIFFERENCES = ('ce', 'bce')
-DISTANCES = ('kl', 'reverse_kl', 'mse', 'bce')
 AVERAGES = ('selected', 'valid')
 
 
@@ -50,12 +48,12 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f'`{name}` should be a finite number > 0. Found {name}={value!r}.')
 
 
-def check_images(target: Tensor) -> None:
+def check_images(shape: Sequence[int]) -> None:
     """Raise ``ValueError`` unless every image has units to be split by."""
-    if target.ndim < 2:
+    if len(shape) < 2:
         raise ValueError(
             "`split='image'` needs images of units, labels (B, ...). Found labels of shape "
-            f"{tuple(target.shape)}: use split='unit'."
+            f"{tuple(shape)}: use split='unit'."
         )
 
 
@@ -68,31 +66,6 @@ def check_factor(name: str, value: float) -> None:
 def _is_number(value: object) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and math.isfinite(value)
-
-
-def check_difference(kind: str, channels: int, background: bool = False) -> None:
-    """Raise ``ValueError`` unless the difference exists for logits with so many channels."""
-    check_choice('difference', kind, DIFFERENCES)
-    if kind == 'ce' and background:
-        raise ValueError(
-            "`background=True` needs difference='bce': a softmax has a channel of its own for "
-            "background. Found difference='ce'."
-        )
-    if kind == 'ce' and channels == 1:
-        raise ValueError(
-            "`difference='ce'` is 0 everywhere on logits with one channel: a binary head needs "
-            "difference='bce'. Found channels=1."
-        )
-
-
-def check_distance(kind: str, channels: int) -> None:
-    """Raise ``ValueError`` unless the distance exists for logits with so many channels."""
-    check_choice('distance', kind, DISTANCES)
-    if kind in ('kl', 'reverse_kl') and channels == 1:
-        raise ValueError(
-            f'`distance={kind!r}` is 0 everywhere on logits with one channel: a binary head needs '
-            "distance='bce' or 'mse'. Found channels=1."
-        )
 
 
 def check_logits(name: str, logits: Tensor, target: Tensor | None = None) -> None:
@@ -114,7 +87,10 @@ def check_logits(name: str, logits: Tensor, target: Tensor | None = None) -> Non
 
 
 def check_levels(
-    student: Sequence[Tensor], teacher: Sequence[Tensor] | Tensor, target: Tensor
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor] | Tensor,
+    target: Tensor,
+    names: tuple[str, str] = ('student', 'teacher'),
 ) -> None:
     """Raise ``ValueError`` unless both have the same levels, with one label per unit."""
     shapes, other = ([tuple(level.shape) for level in levels] for levels in (student, teacher))
@@ -127,7 +103,8 @@ def check_levels(
         )
     if shapes != other:
         raise ValueError(
-            f'`student` and `teacher` should have the same levels. Found {shapes} and {other}.'
+            f'`{names[0]}` and `{names[1]}` should have the same levels. '
+            f'Found {shapes} and {other}.'
         )
     units = (shapes[0][0], shapes[0][1] * sum(shape[3] for shape in shapes))
     if target.dtype == torch.bool or target.is_floating_point() or tuple(target.shape) != units:
@@ -147,32 +124,31 @@ def check_same_size(name: str, logits: Tensor, target: Tensor) -> None:
         )
 
 
-def check_same_classes(student: Tensor, teacher: Tensor) -> None:
+def check_same_classes(
+    student: Tensor, teacher: Tensor, names: tuple[str, str] = ('student', 'teacher')
+) -> None:
     """Raise ``ValueError`` unless student and teacher agree in batch and classes."""
     if student.shape[:2] != teacher.shape[:2]:
         raise ValueError(
-            '`student` and `teacher` should have the same batch size and number of classes. '
+            f'`{names[0]}` and `{names[1]}` should have the same batch size and number of classes. '
             f'Found {tuple(student.shape)} and {tuple(teacher.shape)}.'
         )
 
 
-def check_units(name: str, values: Tensor | None, target: Tensor) -> None:
+def check_units(name: str, values: Tensor | None, shape: Sequence[int]) -> None:
     """Raise ``ValueError`` unless there is one value per unit."""
-    if values is not None and values.shape != target.shape:
+    if values is not None and values.shape != shape:
         raise ValueError(
-            f'`{name}` should have the shape of `target`, {tuple(target.shape)}. '
+            f'`{name}` should have the shape of the labels, {tuple(shape)}. '
             f'Found {tuple(values.shape)}.'
         )
 
 
-def check_class_weight(
-    class_weight: Tensor | None, channels: int, background: bool = False
-) -> None:
+def check_class_weight(class_weight: Tensor | None, classes: int) -> None:
     """Raise ``ValueError`` unless there is one weight per class."""
-    expected = (num_label_classes(channels, background),)
-    if class_weight is not None and tuple(class_weight.shape) != expected:
+    if class_weight is not None and tuple(class_weight.shape) != (classes,):
         raise ValueError(
-            f'`class_weight` should hold one weight per class, shape {expected}. '
+            f'`class_weight` should hold one weight per class, shape {(classes,)}. '
             f'Found shape {tuple(class_weight.shape)}.'
         )
 
@@ -180,13 +156,12 @@ def check_class_weight(
 def check_labels(target: Tensor, num_classes: int, ignore_index: int = 255) -> None:
     """Raise ``ValueError`` when a label is neither a class nor ignored.
 
-    Looks at the values, which on a GPU waits for the device: for the start of a run, not for
-    every step.
+    Looks at the values, which on a GPU is a host sync: for the start of a run, not for every step.
 
     Args:
         target: Class indices of any shape.
         num_classes: Number of classes of the labels; 2 for a binary head with one channel.
-        ignore_index: Label of units that are not valid.
+        ignore_index: Label of units that are ignored.
 
     Raises:
         ValueError: Names the offending values.

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from mmdistill_ext.functional.checks import (
     check_choice,
-    check_difference,
     check_factor,
     check_positive,
     check_same_size,
 )
-from mmdistill_ext.functional.logits.selective import full_precision, unit_difference
+from mmdistill_ext.functional.logits.differences import check_difference, unit_difference
+from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.functional.simplex import GRANULARITIES, simplex_weights
 
 __all__ = [
@@ -78,7 +78,7 @@ def min_loss(
         target: ``(B, ...)``, class indices or ``ignore_index``.
         per: Choose for each ``'unit'``, or for each ``'image'`` by the mean over its valid units.
         difference: The first loss, ``'ce'`` or ``'bce'``; see
-            :func:`~mmdistill_ext.functional.logits.selective.unit_difference`.
+            :func:`~mmdistill_ext.functional.logits.differences.unit_difference`.
         ignore_index: Label of units that are not valid.
         background: With ``'bce'``: the label ``C`` is background, as detectors have it.
 
@@ -204,7 +204,7 @@ def error_correlation(
         logits: ``(N, B, C, ...)``.
         target: ``(B, ...)``, class indices or ``ignore_index``.
         difference: ``'ce'`` or ``'bce'``; see
-            :func:`~mmdistill_ext.functional.logits.selective.unit_difference`.
+            :func:`~mmdistill_ext.functional.logits.differences.unit_difference`.
         ignore_index: Label of units that are not valid.
         background: With ``'bce'``: the label ``C`` is background, as detectors have it.
 

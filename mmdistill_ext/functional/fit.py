@@ -24,11 +24,9 @@ from mmdistill_ext.functional.checks import (
     check_same_size,
     check_threshold,
 )
-from mmdistill_ext.functional.logits.selective import (
-    full_precision,
-    unit_difference,
-    unit_distillation,
-)
+from mmdistill_ext.functional.logits.differences import unit_difference
+from mmdistill_ext.functional.logits.distances import unit_distillation
+from mmdistill_ext.functional.precision import full_precision
 
 __all__ = [
     'SPLITS',
@@ -50,7 +48,7 @@ def fitting_error(train_gt_loss: float, val_gt_loss: float) -> float:
     """``x``, mean first GT loss minus mean second GT loss (FIT-2); below 0 means overfitting.
 
     Args:
-        train_gt_loss: Mean task loss on training samples.
+        train_gt_loss: Mean own loss of the student on training samples.
         val_gt_loss: Mean of the same loss on validation samples.
 
     Raises:
@@ -101,10 +99,10 @@ def simple_units(teacher: Tensor, target: Tensor, ignore_index: int = 255) -> Te
     Args:
         teacher: ``(B, C, ...)``.
         target: ``(B, ...)``, class indices or ``ignore_index``.
-        ignore_index: Label of units that are not valid.
+        ignore_index: Label of units that are ignored.
 
     Returns:
-        ``(B, ...)`` bool; False on units that are not valid.
+        ``(B, ...)`` bool; False on units that are ignored.
     """
     check_same_size('teacher', teacher, target)
     valid = target != ignore_index
@@ -124,7 +122,7 @@ def simple_images(
         teacher: ``(B, C, ...)``.
         target: ``(B, ...)``, class indices or ``ignore_index``.
         threshold: Accuracy in (0, 1].
-        ignore_index: Label of units that are not valid.
+        ignore_index: Label of units that are ignored.
 
     Returns:
         ``(B,)`` bool; True for an image without a valid unit.
@@ -133,7 +131,7 @@ def simple_images(
         ValueError: The threshold is outside (0, 1], or an image is a single unit ``(B, C)``.
     """
     check_threshold(threshold)
-    check_images(target)
+    check_images(target.shape)
     right = simple_units(teacher, target, ignore_index).flatten(1).sum(1)
     return is_simple(right, (target != ignore_index).flatten(1).sum(1), threshold)
 
@@ -173,10 +171,10 @@ def fit_parts(
         split: By ``'unit'`` (:func:`simple_units`) or ``'image'`` (:func:`simple_images`).
         threshold: Accuracy in (0, 1] from which on an image is simple.
         distance: What is distilled, see
-            :func:`~mmdistill_ext.functional.logits.selective.unit_distillation`.
+            :func:`~mmdistill_ext.functional.logits.distances.unit_distillation`.
         temperature: > 0.
         weight: Factor of the distillation, >= 0.
-        ignore_index: Label of units that are not valid.
+        ignore_index: Label of units that are ignored.
 
     Returns:
         Two scalars; exactly 0 where there is no unit.
@@ -185,6 +183,7 @@ def fit_parts(
         ValueError: On unknown kinds, impossible values, or shapes that do not fit.
 
     Example:
+        >>> import torch
         >>> student = torch.tensor([[[0.0, 0.0], [0.0, 0.0]]])
         >>> teacher = torch.tensor([[[5.0, 5.0], [0.0, 0.0]]])
         >>> fit_parts(student, teacher, torch.tensor([[0, 1]]), weight=0.0)

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmdistill_ext.functional.checks import check_choice, check_difference, check_same_size
-from mmdistill_ext.functional.logits.selective import full_precision
+from mmdistill_ext.functional.checks import check_choice, check_same_size
+from mmdistill_ext.functional.logits.differences import check_difference
+from mmdistill_ext.functional.precision import full_precision
 
 __all__ = ['GRANULARITIES', 'SimplexWeights', 'simplex_weights']
 
@@ -52,7 +53,7 @@ def simplex_weights(
         target: ``(B, ...)``, class indices or ``ignore_index``.
         per: Weights for each ``'unit'``, or for each ``'image'`` by the mean over its valid units.
         difference: The loss, ``'ce'`` or ``'bce'``; see
-            :func:`~mmdistill_ext.functional.logits.selective.unit_difference`.
+            :func:`~mmdistill_ext.functional.logits.differences.unit_difference`.
         ignore_index: Label of units that are not valid; they get equal weights.
         background: With ``'bce'``: the label ``C`` is background, as detectors have it.
         iterations: Newton steps.

@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmdistill_ext.functional.logits.selective import contrast_mask
+from mmdistill_ext.functional import contrast_mask
 from mmdistill_ext.hooks.common import unwrapped_model
 from mmdistill_ext.registry import HOOKS
 from mmdistill_ext.visualization.contrast import check_contrast_values, contrast_overlay, write_png
@@ -65,7 +65,7 @@ class ContrastMaskHook(Hook):
         model = unwrapped_model(runner)
         found = getattr(model, 'distillation', None)
         losses = found.losses if found else {}
-        comparing = {name: loss for name, loss in losses.items() if hasattr(loss, 'pop_contrast')}
+        comparing = {name: loss for name, loss in losses.items() if hasattr(loss, 'records')}
         wrong = sorted(set(self.names or ()) - set(comparing))
         if wrong or not comparing:
             raise ValueError(
@@ -80,7 +80,7 @@ class ContrastMaskHook(Hook):
         """Ask the losses to keep their comparison."""
         if is_main_process() and self.every_n_train_iters(runner, self.interval):
             for loss in self.losses.values():
-                loss.keep_contrast = True
+                loss.records.keep_contrast = True
 
     def after_train_iter(
         self,
@@ -95,8 +95,8 @@ class ContrastMaskHook(Hook):
         step = runner.iter + 1
         folder = Path(runner.log_dir, 'vis_data', 'contrast_masks', f'iter_{step}')
         for name, loss in self.losses.items():
-            loss.keep_contrast = False
-            contrast = loss.pop_contrast()
+            loss.records.keep_contrast = False
+            contrast = loss.records.pop_contrast()
             if contrast is None:  # the loss is not on yet, or no more
                 continue
             for level, (wins, valid) in contrast.maps().items():

@@ -63,7 +63,8 @@ class TeacherShareHook(Hook):
             return
         distillation = unwrapped_model(runner).distillation
         for term in distillation.head_terms:
-            counts = term.loss.pop_counts() if hasattr(term.loss, 'pop_counts') else None
+            records = getattr(term.loss, 'records', None)
+            counts = None if records is None else records.pop_counts()
             if counts is None:
                 continue
             all_reduce(counts)

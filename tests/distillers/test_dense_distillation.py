@@ -186,7 +186,7 @@ def test_softmax_heads_are_distilled(teachers):
     found, _, gradients = step(model)
     assert found['bbox.loss_kd'] > 0
     assert all(g.isfinite().all() for g in gradients.values())
-    assert model.distillation.losses['kd'].pop_counts().shape == (2, 4)
+    assert model.distillation.losses['kd'].records.pop_counts().shape == (2, 4)
 
 
 @pytest.mark.parametrize('name', ['retina', 'gfl', 'fcos_norm', 'rtmdet'])

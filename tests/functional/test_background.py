@@ -3,10 +3,10 @@ import torch
 import torch.nn.functional as F
 
 from mmdistill_ext.functional import (
-    blockwise_distillation,
     unit_difference,
     unit_distillation,
 )
+from tests.functional.passes import distil
 
 CLASSES, UNITS = 4, 37
 IGNORED = -1
@@ -116,7 +116,7 @@ def test_blockwise_equals_the_plain_sums(extras, selection, block_bytes):
     for distance in ('bce', 'mse'):
         for weight in (None, class_weight):
             expected = plain(student, teacher, labels, costs, selection, distance, weight)
-            result = blockwise_distillation(
+            result = distil(
                 student,
                 teacher,
                 labels,
@@ -129,7 +129,7 @@ def test_blockwise_equals_the_plain_sums(extras, selection, block_bytes):
                 background=True,
                 student_extra=costs[0],
                 teacher_extra=costs[1],
-                keep_contrast=True,
+                keep_wins=True,
                 block_bytes=block_bytes,
             )
             torch.testing.assert_close(result.distill_sum, expected[0])
@@ -157,7 +157,7 @@ def test_extras_change_who_wins():
 @pytest.mark.parametrize('shape', [(2, 3, 5), (11,)])
 def test_extras_of_any_shape(shape):
     student, teacher, labels, costs = make(shape=shape)
-    result = blockwise_distillation(
+    result = distil(
         student,
         teacher,
         labels,
@@ -167,7 +167,7 @@ def test_extras_of_any_shape(shape):
         background=True,
         student_extra=costs[0],
         teacher_extra=costs[1],
-        keep_contrast=True,
+        keep_wins=True,
         block_bytes=1,
     )
     own, other = (
@@ -186,9 +186,7 @@ def test_bad_extras_on_ignored_units_do_not_spread():
     kwargs = dict(difference='bce', distance='bce', ignore_index=IGNORED, background=True)
     bad = [cost.masked_fill(ignored, float('nan')) for cost in costs]
     sums = [
-        blockwise_distillation(
-            student, teacher, labels, student_extra=own, teacher_extra=other, **kwargs
-        )
+        distil(student, teacher, labels, student_extra=own, teacher_extra=other, **kwargs)
         for own, other in (costs, bad)
     ]
     assert sums[0].distill_sum == sums[1].distill_sum > 0
@@ -201,7 +199,7 @@ def test_blockwise_gradcheck():
     assert margin.any()
     assert torch.autograd.gradcheck(
         lambda x: (
-            blockwise_distillation(
+            distil(
                 x,
                 teacher,
                 labels,
@@ -227,7 +225,7 @@ def test_one_class_is_no_binary_segmenter():
         logits[0, 0, :2], torch.tensor([1.0, 0.0]), reduction='none'
     )
     torch.testing.assert_close(found[0, :2], expected)
-    result = blockwise_distillation(
+    result = distil(
         logits,
         -logits,
         labels,
@@ -242,7 +240,7 @@ def test_one_class_is_no_binary_segmenter():
 def test_class_weights_count_background():
     student, teacher, labels, _ = make()
     with pytest.raises(ValueError, match=r'\(5,\).*\(4,\)'):
-        blockwise_distillation(
+        distil(
             student,
             teacher,
             labels,
@@ -259,17 +257,15 @@ def test_background_needs_binary_differences():
     with pytest.raises(ValueError, match="background.*'ce'"):
         unit_difference(student, labels, 'ce', IGNORED, background=True)
     with pytest.raises(ValueError, match="background.*'ce'"):
-        blockwise_distillation(
-            student, teacher, labels, distance='bce', ignore_index=IGNORED, background=True
-        )
+        distil(student, teacher, labels, distance='bce', ignore_index=IGNORED, background=True)
 
 
-@pytest.mark.parametrize('name', ['student_extra', 'teacher_extra'])
+@pytest.mark.parametrize('name', ['student.extra', 'teacher.extra'])
 @pytest.mark.parametrize('shape', [(3, UNITS + 1), (4, UNITS), (UNITS, 3), (3, 1), (3,)])
 def test_extras_of_another_shape_are_refused_by_name(name, shape):
     student, teacher, labels, _ = make()
     with pytest.raises(ValueError, match=rf'`{name}`'):
-        blockwise_distillation(
+        distil(
             student,
             teacher,
             labels,
@@ -277,7 +273,7 @@ def test_extras_of_another_shape_are_refused_by_name(name, shape):
             distance='bce',
             ignore_index=IGNORED,
             background=True,
-            **{name: torch.zeros(shape)},
+            **{name.replace('.', '_'): torch.zeros(shape)},
         )
 
 
@@ -289,7 +285,7 @@ KINDS = dict(difference='bce', distance='bce', ignore_index=IGNORED, background=
 def test_given_simple_units_split_the_sum(selection, hard_weight):
     student, teacher, labels, costs = make(dtype=torch.float64)
     simple = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1)) < 0.6
-    found = blockwise_distillation(
+    found = distil(
         student,
         teacher,
         labels,
@@ -314,7 +310,7 @@ def test_given_simple_units_split_the_sum(selection, hard_weight):
     torch.testing.assert_close(found.distill_sum, total)
     gradients = [torch.autograd.grad(x, student)[0] for x in (found.distill_sum, total)]
     torch.testing.assert_close(*gradients)
-    assert found.simple.tolist() == [(simple & valid).sum(), valid.sum()]
+    assert found.simple_counts.tolist() == [(simple & valid).sum(), valid.sum()]
     assert found.distill_weight == selected.sum()
     assert parts.min() > 0
 
@@ -323,4 +319,4 @@ def test_given_simple_units_split_the_sum(selection, hard_weight):
 def test_a_split_needs_to_be_told_what_is_simple(split):
     student, teacher, labels, _ = make()
     with pytest.raises(ValueError, match='`split` of a detector needs `simple`.*None'):
-        blockwise_distillation(student, teacher, labels, split=split, **KINDS)
+        distil(student, teacher, labels, split=split, **KINDS)

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdistill_ext.functional import (
-    blockwise_distillation,
     fit_loss,
     fit_parts,
     simple_images,
@@ -15,6 +14,7 @@ from mmdistill_ext.functional import (
     unit_difference,
     unit_distillation,
 )
+from tests.functional.passes import distil
 
 SPLITS = ('unit', 'image')
 SIZE = (12, 14)
@@ -66,7 +66,7 @@ def plain_parts(
     distance='kl',
     temperature=2.0,
     class_weight=None,
-    task_class_weight=None,
+    own_class_weight=None,
 ):
     """Sums over simple and over hard units, of the distillation and of the cross-entropy."""
     student, teacher = (upsample(x, target.shape[1:]) for x in (student, teacher))
@@ -85,15 +85,15 @@ def plain_parts(
     parts = [torch.stack([(units * part).sum() for part in (simple, ~simple)])]
     if student.shape[1] > 1:
         task = F.cross_entropy(
-            student, target, task_class_weight, reduction='none', ignore_index=255
+            student, target, own_class_weight, reduction='none', ignore_index=255
         )
         parts.append(torch.stack([(task * part).sum() for part in (simple, ~simple)]))
     return parts
 
 
 def run(student, teacher, target, split, **kwargs):
-    kwargs = dict(selection='all', temperature=2.0, threshold=0.5, task=True) | kwargs
-    return blockwise_distillation(student, teacher, target, split=split, **kwargs)
+    kwargs = dict(selection='all', temperature=2.0, threshold=0.5, own=True) | kwargs
+    return distil(student, teacher, target, split=split, **kwargs)
 
 
 def gradient(loss, student):
@@ -124,11 +124,11 @@ def test_equals_the_fit_loss(split, hard_weight, student_size, teacher_size, dty
     result = run(student, teacher, target, split, hard_weight=hard_weight, block_bytes=block_bytes)
     valid = (target != 255).sum()
     tolerance = TOLERANCE[dtype]
-    found = (0.7 * result.distill_parts + result.task_parts) / valid
+    found = (0.7 * result.distill_parts + result.own_parts) / valid
     assert min(parts) > 0
     assert_near(found, torch.stack(parts).detach(), tolerance)
     found, expected = (
-        (0.7 * result.distill_sum + result.task_sum) / valid,
+        (0.7 * result.distill_sum + result.own_sum) / valid,
         fit_loss(parts, hard_weight),
     )
     assert_near(found, expected, tolerance)
@@ -147,13 +147,13 @@ def test_every_selection_and_distance_with_class_weights(split, selection, dista
         selection=selection,
         distance=distance,
         class_weight=torch.tensor([1.0, 0.0, 2.5, 0.5]),
-        task_class_weight=torch.tensor([0.3, 1.0, 0.0, 2.0]),
+        own_class_weight=torch.tensor([0.3, 1.0, 0.0, 2.0]),
     )
     distill, task = plain_parts(student, teacher, target, split, **options)
     result = run(student, teacher, target, split, hard_weight=0.3, block_bytes=700, **options)
     assert_near(result.distill_parts, distill.detach())
-    assert_near(result.task_parts, task.detach())
-    for found, (simple, hard) in ((result.distill_sum, distill), (result.task_sum, task)):
+    assert_near(result.own_parts, task.detach())
+    for found, (simple, hard) in ((result.distill_sum, distill), (result.own_sum, task)):
         assert_near(found, simple + 0.3 * hard)
         assert_near(gradient(found, student), gradient(simple + 0.3 * hard, student))
 
@@ -163,8 +163,8 @@ def test_a_binary_head(split):
     student, teacher, target = make(1, (6, 7), (5, 4))
     kinds = dict(distance='bce', difference='bce')
     (simple, hard), *_ = plain_parts(student, teacher, target, split, **kinds)
-    result = run(student, teacher, target, split, hard_weight=2, task=False, **kinds)
-    assert result.task_parts is None
+    result = run(student, teacher, target, split, hard_weight=2, own=False, **kinds)
+    assert result.own_parts is None
     assert min(simple, hard) > 0
     assert_near(result.distill_sum, simple + 2 * hard)
     assert_near(gradient(result.distill_sum, student), gradient(simple + 2 * hard, student))
@@ -175,7 +175,7 @@ def test_logits_of_single_units():
     student, teacher = student.T.contiguous().requires_grad_(), teacher.T.contiguous()
     simple, hard = fit_parts(student, teacher, target, temperature=2.0)
     result = run(student, teacher, target, 'unit', hard_weight=0.3, block_bytes=100)
-    found = (result.distill_sum + result.task_sum) / (target != 255).sum()
+    found = (result.distill_sum + result.own_sum) / (target != 255).sum()
     assert_near(found, simple + 0.3 * hard)
     assert_near(gradient(found, student), gradient(simple + 0.3 * hard, student))
 
@@ -186,7 +186,7 @@ def test_text(split):
     student.requires_grad_()
     simple, hard = fit_parts(student, teacher, target, split=split, threshold=0.5, temperature=2.0)
     result = run(student, teacher, target, split, hard_weight=0.3, block_bytes=400)
-    found = (result.distill_sum + result.task_sum) / (target != 255).sum()
+    found = (result.distill_sum + result.own_sum) / (target != 255).sum()
     assert_near(found, simple + 0.3 * hard)
     assert_near(gradient(found, student), gradient(simple + 0.3 * hard, student))
 
@@ -200,7 +200,7 @@ def test_weight_1_gives_bit_identical_gradients(split, size, selection, hard_wei
     options = dict(selection=selection, block_bytes=700)
     expected = run(student, teacher, target, None, **options)
     found = run(student, teacher, target, split, hard_weight=hard_weight, **options)
-    for name in ('distill_sum', 'task_sum'):
+    for name in ('distill_sum', 'own_sum'):
         own, other = getattr(found, name), getattr(expected, name)
         torch.testing.assert_close(own, other)
         assert torch.equal(gradient(own, student), gradient(other, student))
@@ -210,10 +210,10 @@ def test_weight_1_gives_bit_identical_gradients(split, size, selection, hard_wei
 def test_only_sums_depend_on_the_split_and_only_they_on_its_weight(selection):
     student, teacher, target = make(4, (6, 7))
     options = dict(
-        selection=selection, class_weight=torch.tensor([1.0, 2.0, 3.0, 0.5]), keep_contrast=True
+        selection=selection, class_weight=torch.tensor([1.0, 2.0, 3.0, 0.5]), keep_wins=True
     )
     expected = run(student, teacher, target, None, **options)
-    assert expected.distill_parts is expected.task_parts is expected.simple is None
+    assert expected.distill_parts is expected.own_parts is expected.simple_counts is None
     for split in SPLITS:
         results = [
             run(student, teacher, target, split, hard_weight=weight, **options)
@@ -222,11 +222,11 @@ def test_only_sums_depend_on_the_split_and_only_they_on_its_weight(selection):
         for result in results:
             for name in ('distill_weight', 'counts', 'wins', 'correct'):
                 assert torch.equal(getattr(result, name), getattr(expected, name)), name
-            for name in ('distill_parts', 'task_parts', 'simple'):
+            for name in ('distill_parts', 'own_parts', 'simple_counts'):
                 assert torch.equal(getattr(result, name), getattr(results[0], name)), name
                 assert not getattr(result, name).requires_grad
             assert_near(result.distill_parts.sum(), expected.distill_sum.detach())
-            assert_near(result.task_parts.sum(), expected.task_sum.detach())
+            assert_near(result.own_parts.sum(), expected.own_sum.detach())
 
 
 @pytest.mark.parametrize('block_bytes', BLOCKS)
@@ -234,7 +234,7 @@ def test_only_sums_depend_on_the_split_and_only_they_on_its_weight(selection):
 def test_simple_samples_are_counted(split, block_bytes):
     student, teacher, target = make(4, (6, 7), (5, 4))
     target[0] = 255  # an image without a valid unit is no sample
-    found = run(student, teacher, target, split, block_bytes=block_bytes).simple
+    found = run(student, teacher, target, split, block_bytes=block_bytes).simple_counts
     teacher = upsample(teacher, SIZE)
     if split == 'unit':
         expected = [simple_units(teacher, target).sum(), (target != 255).sum()]
@@ -250,9 +250,12 @@ def test_an_image_with_exactly_the_threshold_is_simple(right, dtype):
     target = torch.zeros(1, 25, dtype=torch.long)
     teacher = torch.zeros(1, 2, 25, dtype=dtype)
     teacher[0, 1, right:] = 1
-    assert run(teacher, teacher, target, 'image', threshold=right / 25).simple.tolist() == [1, 1]
+    assert run(teacher, teacher, target, 'image', threshold=right / 25).simple_counts.tolist() == [
+        1,
+        1,
+    ]
     above = run(teacher, teacher, target, 'image', threshold=(right + 0.5) / 25)
-    assert above.simple.tolist() == [0, 1]
+    assert above.simple_counts.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
@@ -262,13 +265,13 @@ def test_nothing_spreads_from_hard_units_of_weight_0(value, teacher_value):
     valid = target != 255
     dropped = ~simple_units(teacher, target).unsqueeze(1)  # hard and void
     expected = run(student, teacher, target, 'unit', hard_weight=0)
-    own = expected.distill_sum + expected.task_sum
+    own = expected.distill_sum + expected.own_sum
     own_gradient = gradient(own, student)
     student = student.detach().masked_fill(dropped, value).requires_grad_()
     label = target.where(valid, 0)
     wrong = -F.one_hot(label, 4).movedim(-1, 1).float() + teacher_value
     result = run(student, teacher.where(~dropped, wrong), target, 'unit', hard_weight=0)
-    found = result.distill_sum + result.task_sum
+    found = result.distill_sum + result.own_sum
     assert found == own > 0
     assert torch.equal(gradient(found, student), own_gradient)
     assert own_gradient.masked_select(dropped).eq(0).all()
@@ -285,12 +288,12 @@ def test_nothing_spreads_from_hard_images_of_weight_0(split, size, value):
         target[0] = 0
         teacher[0, 0] = -9
     expected = run(student, teacher, target, split, hard_weight=0)
-    own = expected.distill_sum + expected.task_sum
+    own = expected.distill_sum + expected.own_sum
     own_gradient = gradient(own, student)
     with torch.no_grad():
         student[0] = value
     result = run(student, teacher, target, split, hard_weight=0)
-    found = result.distill_sum + result.task_sum
+    found = result.distill_sum + result.own_sum
     assert found == own > 0
     assert torch.equal(gradient(found, student), own_gradient)
     assert own_gradient[0].eq(0).all()
@@ -304,7 +307,7 @@ def test_a_hard_unit_that_counts_and_is_not_finite_stays_visible(split):
         teacher[0, 0] = -9
         student[0, :, 2, 3] = math.nan
     result = run(student, teacher, target, split, hard_weight=0.5)
-    for loss in (result.distill_sum, result.task_sum):
+    for loss in (result.distill_sum, result.own_sum):
         assert loss.isnan()
         found = gradient(loss, student)
         assert found[0, :, 2, 3].isnan().all()
@@ -316,10 +319,10 @@ def test_a_hard_unit_that_counts_and_is_not_finite_stays_visible(split):
 def test_all_ignored_is_exactly_zero(size, split):
     student, teacher, target = make(4, size, ignored=2)
     result = run(student, teacher, target, split, hard_weight=0.3)
-    assert result.distill_sum == result.task_sum == 0
-    for name in ('distill_parts', 'task_parts', 'simple'):
+    assert result.distill_sum == result.own_sum == 0
+    for name in ('distill_parts', 'own_parts', 'simple_counts'):
         assert torch.equal(getattr(result, name), torch.zeros(2))
-    loss = result.distill_sum + result.task_sum
+    loss = result.distill_sum + result.own_sum
     assert torch.equal(gradient(loss, student), torch.zeros_like(student))
 
 
@@ -334,9 +337,9 @@ def test_nothing_at_all(shape, split):
     student = torch.zeros(shape, requires_grad=True)
     target = torch.zeros((shape[0], *shape[2:]), dtype=torch.long)
     result = run(student, student.detach(), target, split, hard_weight=0.3)
-    assert result.distill_sum == result.task_sum == 0
-    assert result.simple.tolist() == [0, 0]
-    assert gradient(result.distill_sum + result.task_sum, student).shape == student.shape
+    assert result.distill_sum == result.own_sum == 0
+    assert result.simple_counts.tolist() == [0, 0]
+    assert gradient(result.distill_sum + result.own_sum, student).shape == student.shape
 
 
 def test_rows_are_no_images():
@@ -352,7 +355,7 @@ def test_gradcheck(split, size):
 
     def function(x):
         result = run(x, teacher, target, split, hard_weight=0.3, block_bytes=100)
-        return result.distill_sum, result.task_sum
+        return result.distill_sum, result.own_sum
 
     assert torch.autograd.gradcheck(function, student)
 
@@ -365,8 +368,8 @@ def test_half_precision_is_computed_in_float32(split):
     with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         found = run(half, teacher, target, split, hard_weight=0.3)
     expected = run(single, teacher.float(), target, split, hard_weight=0.3)
-    assert found.distill_parts.dtype == found.task_parts.dtype == torch.float32
-    for name in ('distill_sum', 'task_sum'):
+    assert found.distill_parts.dtype == found.own_parts.dtype == torch.float32
+    for name in ('distill_sum', 'own_sum'):
         own, other = getattr(found, name), getattr(expected, name)
         assert own == other
         assert torch.equal(gradient(own, half), gradient(other, single).bfloat16())
@@ -378,7 +381,7 @@ def test_without_gradient_the_sums_are_the_same(split):
     expected = run(student, teacher, target, split, hard_weight=0.3)
     with torch.no_grad():
         found = run(student, teacher, target, split, hard_weight=0.3)
-    for name in ('distill_sum', 'task_sum', 'distill_parts', 'task_parts', 'simple'):
+    for name in ('distill_sum', 'own_sum', 'distill_parts', 'own_parts', 'simple_counts'):
         assert torch.equal(getattr(found, name), getattr(expected, name))
         assert not getattr(found, name).requires_grad
 
@@ -406,10 +409,10 @@ def test_blocks_do_not_show(student, size, block_bytes, split, hard_weight, thre
         )
         for amount in (block_bytes, 10**9)
     )
-    assert torch.equal(found.simple, expected.simple)
+    assert torch.equal(found.simple_counts, expected.simple_counts)
     assert_near(found.distill_parts, expected.distill_parts, 1e-9)
-    assert_near(found.task_parts, expected.task_parts, 1e-9)
-    for name in ('distill_sum', 'task_sum'):
+    assert_near(found.own_parts, expected.own_parts, 1e-9)
+    for name in ('distill_sum', 'own_sum'):
         own, other = (gradient(getattr(x, name), inputs[0]) for x in (found, expected))
         assert_near(own, other, 1e-9)
 
@@ -433,7 +436,7 @@ def test_blocks_do_not_show(student, size, block_bytes, split, hard_weight, thre
 def test_bad_values_are_named(change, message):
     student, teacher, target = make(4)
     with pytest.raises(ValueError, match=message):
-        blockwise_distillation(student, teacher, target, **(dict(split='image') | change))
+        distil(student, teacher, target, **(dict(split='image') | change))
 
 
 @pytest.mark.parametrize('block_bytes', BLOCKS)
@@ -447,13 +450,13 @@ def test_given_simple_units_take_the_place_of_the_logits_answer(split, block_byt
     log = [(x / 2).log_softmax(1) for x in (student, teacher)]
     distill = 4 * F.kl_div(*log, reduction='none', log_target=True).sum(1)
     task = F.cross_entropy(student, target, reduction='none', ignore_index=255)
-    for name, units in (('distill', distill), ('task', task)):
+    for name, units in (('distill', distill), ('own', task)):
         parts = torch.stack([units[given & valid].sum(), units[~given & valid].sum()])
         total = parts[0] + 0.3 * parts[1]
         assert_near(getattr(found, f'{name}_parts'), parts.detach(), 1e-4)
         assert_near(getattr(found, f'{name}_sum'), total, 1e-4)
         assert_near(gradient(getattr(found, f'{name}_sum'), student), gradient(total, student))
-    assert found.simple.tolist() == [(given & valid).sum(), valid.sum()]
+    assert found.simple_counts.tolist() == [(given & valid).sum(), valid.sum()]
 
 
 def test_the_logits_own_answer_may_be_given():
@@ -463,11 +466,11 @@ def test_the_logits_own_answer_may_be_given():
     found = run(student, teacher, target, 'image', simple=given, hard_weight=0.3)
     assert torch.equal(found.distill_sum, expected.distill_sum)
     assert torch.equal(found.distill_parts, expected.distill_parts)
-    assert torch.equal(found.simple, expected.simple)
+    assert torch.equal(found.simple_counts, expected.simple_counts)
 
 
 @pytest.mark.parametrize('shape', [(4, 12, 13), (3, 12, 14), (4,), (4, 1, 1)])
 def test_simple_units_of_another_shape_are_refused(shape):
     student, teacher, target = make(4)
-    with pytest.raises(ValueError, match=r'`simple` should have the shape of `target`, \(4, 12'):
+    with pytest.raises(ValueError, match=r'`simple` should have the shape of the labels, \(4, 12'):
         run(student, teacher, target, 'unit', simple=torch.ones(shape, dtype=torch.bool))

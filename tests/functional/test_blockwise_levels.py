@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmdistill_ext.functional import blockwise_distillation
+from tests.functional.passes import distil
 
 C = 4
 SIZES = ((3, 5), (2, 2), (1, 1))
@@ -40,7 +40,7 @@ def setting(images=2, priors=3, **kwargs):
         distance='bce',
         background=True,
         ignore_index=-1,
-        keep_contrast=True,
+        keep_wins=True,
         student_extra=extras[0],
         teacher_extra=extras[1],
         split='unit',
@@ -55,13 +55,13 @@ def setting(images=2, priors=3, **kwargs):
 @pytest.mark.parametrize('units', [1, 2, 7, 16, 31, 10**6])
 def test_levels_give_what_one_tensor_gives(images, priors, units, channels_last):
     student, teacher, target, options = setting(images, priors, channels_last=channels_last)
-    found = blockwise_distillation(
+    found = distil(
         by_prior(student), by_prior(teacher), target, block_bytes=units * C * 8, **options
     )
-    expected = blockwise_distillation(in_one(student), in_one(teacher), target, **options)
+    expected = distil(in_one(student), in_one(teacher), target, **options)
     assert torch.equal(found.wins, expected.wins)
     assert torch.equal(found.counts, expected.counts)
-    assert torch.equal(found.simple, expected.simple)
+    assert torch.equal(found.simple_counts, expected.simple_counts)
     for name in ('distill_sum', 'distill_weight', 'distill_parts'):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
     gradients = torch.autograd.grad(found.distill_sum * 3, student)
@@ -72,19 +72,17 @@ def test_levels_give_what_one_tensor_gives(images, priors, units, channels_last)
 def test_a_selection_sees_every_unit_once():
     student, teacher, target, options = setting()
     seen = []
-    options.update(selection=lambda block: seen.append(block.labels) or block.valid)
-    blockwise_distillation(by_prior(student), by_prior(teacher), target, block_bytes=200, **options)
+    options.update(selection=lambda block: seen.append(block.labels.target) or block.labels.valid)
+    distil(by_prior(student), by_prior(teacher), target, block_bytes=200, **options)
     assert len(seen) > 5
     assert torch.equal(torch.cat(seen, 1).sort()[0], target.flatten()[None].sort()[0])
 
 
 def test_half_precision_gives_gradients_of_its_type():
     student, teacher, target, options = setting(dtype=torch.bfloat16)
-    blockwise_distillation(
-        by_prior(student), by_prior(teacher), target, **options
-    ).distill_sum.backward()
+    distil(by_prior(student), by_prior(teacher), target, **options).distill_sum.backward()
     doubles = [x.detach().double().requires_grad_() for x in student]
-    blockwise_distillation(
+    distil(
         by_prior(doubles), by_prior([x.double() for x in teacher]), target, **options
     ).distill_sum.backward()
     for half, double in zip(student, doubles, strict=True):
@@ -95,16 +93,14 @@ def test_half_precision_gives_gradients_of_its_type():
 def test_a_level_without_gradient_gets_none():
     student, teacher, target, options = setting()
     student[1].requires_grad_(False)
-    blockwise_distillation(
-        by_prior(student), by_prior(teacher), target, **options
-    ).distill_sum.backward()
+    distil(by_prior(student), by_prior(teacher), target, **options).distill_sum.backward()
     assert student[1].grad is None
     assert student[0].grad.abs().sum() > 0
 
 
 def test_a_second_backward_works_when_the_graph_is_kept():
     student, teacher, target, options = setting()
-    total = blockwise_distillation(by_prior(student), by_prior(teacher), target, **options)
+    total = distil(by_prior(student), by_prior(teacher), target, **options)
     first = torch.autograd.grad(total.distill_sum, student, retain_graph=True)
     torch.testing.assert_close(torch.autograd.grad(total.distill_sum, student), first)
 
@@ -112,9 +108,7 @@ def test_a_second_backward_works_when_the_graph_is_kept():
 def test_nothing_valid_gives_exact_zeros():
     student, teacher, target, options = setting()
     student[0].data.fill_(torch.nan)
-    found = blockwise_distillation(
-        by_prior(student), by_prior(teacher), torch.full_like(target, -1), **options
-    )
+    found = distil(by_prior(student), by_prior(teacher), torch.full_like(target, -1), **options)
     found.distill_sum.backward()
     assert found.distill_sum == 0
     assert all(level.grad.abs().sum() == 0 for level in student)
@@ -158,11 +152,11 @@ def break_floats(student, teacher, target):
 def test_what_does_not_fit_is_refused(spoil, message):
     student, teacher, target, options = setting()
     with pytest.raises(ValueError, match=message):
-        blockwise_distillation(*spoil(by_prior(student), by_prior(teacher), target), **options)
+        distil(*spoil(by_prior(student), by_prior(teacher), target), **options)
 
 
 def test_a_split_by_the_logits_alone_is_refused():
     student, teacher, target, options = setting()
     options.update(simple=None, difference='ce', distance='kl', background=False)
     with pytest.raises(ValueError, match='needs `simple`'):
-        blockwise_distillation(by_prior(student), by_prior(teacher), target % C, **options)
+        distil(by_prior(student), by_prior(teacher), target % C, **options)

@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from mmdistill_ext.functional import (
-    Networks,
+    BlockReader,
+    Labels,
+    Side,
     collaborate,
     error_correlation,
     linear,
@@ -38,6 +40,13 @@ COMBINE = {
 }
 SOFTMAX = dict(difference='ce', background=False)
 DETECTOR = dict(difference='bce', background=True)
+
+
+def read(logits, target, corners=None, ignore_index=255, background=False, block_bytes=None):
+    """A reader of several networks."""
+    corners = corners or [False] * len(logits)
+    sides = [Side(x, corner) for x, corner in zip(logits, corners, strict=True)]
+    return BlockReader(sides, Labels(target, ignore_index, background), block_bytes)
 
 
 def random_labels(shape, count, ignored, generator):
@@ -152,7 +161,7 @@ def test_maps_equal_the_plain_composition(combine, layout, block_bytes):
     kind = dict(SOFTMAX, ignore_index=255)
     for count in (2, 3):
         logits, target, corners = make_maps(layout, count)
-        networks = Networks(logits, target, corners, block_bytes=block_bytes)
+        networks = read(logits, target, corners, block_bytes=block_bytes)
         second, pulls, counts = passed(networks, COMBINE[combine], kind, temperature=3.0)
         units = upsampled(logits, SIZE, corners)
         expected = plain(units, target, COMBINE[combine], 3.0, 'kl', kind)
@@ -168,7 +177,7 @@ def test_levels_equal_the_plain_composition(combine, head, block_bytes):
     distance = 'bce' if head == 'bce' else 'kl'
     for count in (2, 3):
         logits, target = make_levels(count, background=kind['background'])
-        networks = Networks(
+        networks = read(
             logits,
             target,
             ignore_index=-1,
@@ -186,7 +195,7 @@ def test_levels_equal_the_plain_composition(combine, head, block_bytes):
 def test_a_binary_head_has_one_channel(combine):
     kind = dict(difference='bce', background=False, ignore_index=255)
     logits, target, corners = make_maps('all kinds', 3, channels=1)
-    networks = Networks(logits, target, corners, block_bytes=500)
+    networks = read(logits, target, corners, block_bytes=500)
     second, pulls, counts = passed(networks, COMBINE[combine], kind, distance='bce')
     units = upsampled(logits, SIZE, corners)
     expected = plain(units, target, COMBINE[combine], 1.0, 'bce', kind)
@@ -203,7 +212,7 @@ def test_units_without_a_shape_equal_the_plain_composition(distance):
     target[:5] = 255
     kind = dict(SOFTMAX, ignore_index=255)
     for block_bytes in (1, 300, 2**20):
-        networks = Networks(logits, target, block_bytes=block_bytes)
+        networks = read(logits, target, block_bytes=block_bytes)
         second, pulls, _ = passed(networks, min_loss, kind, distance=distance)
         expected = plain(torch.stack(logits), target, min_loss, 1.0, distance, kind)
         assert_same([second, *pulls], [expected[0], *expected[1]], logits)
@@ -220,7 +229,7 @@ def test_gradients_have_the_type_of_their_logits(dtype, levels):
     else:
         logits, target, corners = make_maps('coarse', dtype=dtype)
         units = upsampled([x.float() for x in logits], SIZE, corners)
-    networks = Networks(
+    networks = read(
         logits, target, corners, kind['ignore_index'], kind['background'], block_bytes=999
     )
     second, pulls, _ = passed(networks, min_loss, kind, distance=distance)
@@ -240,7 +249,7 @@ def test_networks_of_different_types_are_compared_in_the_wider():
     logits, target, corners = make_maps('coarse')
     logits = [logits[0].detach().float().requires_grad_(), logits[1]]
     second, pulls, _ = passed(
-        Networks(logits, target, corners), min_loss, dict(SOFTMAX, ignore_index=255)
+        read(logits, target, corners), min_loss, dict(SOFTMAX, ignore_index=255)
     )
     assert {x.dtype for x in (second, *pulls)} == {torch.float64}
     (found,) = gradients([second], logits)
@@ -250,7 +259,7 @@ def test_networks_of_different_types_are_compared_in_the_wider():
 def test_nothing_is_narrowed_by_autocast():
     kind = dict(SOFTMAX, ignore_index=255)
     logits, target, corners = make_maps('coarse', dtype=torch.float32)
-    networks = Networks(logits, target, corners)
+    networks = read(logits, target, corners)
     expected = passed(networks, min_loss, kind)
     with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         found = passed(networks, min_loss, kind)
@@ -263,7 +272,7 @@ def test_nothing_is_narrowed_by_autocast():
 
 def test_a_pull_moves_its_own_network_alone():
     logits, target, corners = make_maps('all kinds', 3)
-    networks = Networks(logits, target, corners, block_bytes=700)
+    networks = read(logits, target, corners, block_bytes=700)
     _, pulls, _ = passed(networks, COMBINE['mix'], dict(SOFTMAX, ignore_index=255))
     for place, found in enumerate(gradients(pulls, logits)):
         assert [x is not None and bool(x.any()) for x in found] == [i == place for i in range(3)]
@@ -273,7 +282,7 @@ def test_the_second_loss_differentiates_the_mixture_and_not_its_weights():
     """Were the weights differentiated, the gradient of a constant mixture would not be so."""
     logits, target, corners = make_maps('full', 2)
     kind = dict(SOFTMAX, ignore_index=255)
-    second, _, _ = passed(Networks(logits, target, corners), linear, kind)
+    second, _, _ = passed(read(logits, target, corners), linear, kind)
     (found,) = gradients([second], logits)
     units = torch.stack(logits)
     weights = simplex_weights(units, target).weights
@@ -290,7 +299,7 @@ def test_gradients_by_finite_differences():
     kind = dict(SOFTMAX, ignore_index=255)
 
     def sums(*leaves):
-        networks = Networks(leaves, target, corners, block_bytes=600)
+        networks = read(leaves, target, corners, block_bytes=600)
         return passed(networks, COMBINE['mix'], kind)[0]
 
     assert torch.autograd.gradcheck(sums, logits)
@@ -314,8 +323,8 @@ def test_bad_values_of_void_units_touch_nothing(combine, levels):
             void = (target == 255).unsqueeze(1)
             spoilt = [x.detach().masked_fill(void, bad).requires_grad_() for x in logits]
         arguments = target, corners, kind['ignore_index'], kind['background'], 700
-        found = passed(Networks(spoilt, *arguments), COMBINE[combine], kind, distance=distance)
-        expected = passed(Networks(logits, *arguments), COMBINE[combine], kind, distance=distance)
+        found = passed(read(spoilt, *arguments), COMBINE[combine], kind, distance=distance)
+        expected = passed(read(logits, *arguments), COMBINE[combine], kind, distance=distance)
         torch.testing.assert_close(found[:2], expected[:2])
         assert torch.equal(found[2], expected[2])
         own = gradients([found[0], *found[1]], spoilt)
@@ -329,7 +338,7 @@ def test_without_a_valid_unit_all_is_exactly_0(combine, bad):
     kind = dict(SOFTMAX, ignore_index=255)
     logits, target, corners = make_maps('all kinds', 3)
     logits = [(x * bad).detach().requires_grad_() for x in logits]
-    networks = Networks(logits, torch.full_like(target, 255), corners, block_bytes=400)
+    networks = read(logits, torch.full_like(target, 255), corners, block_bytes=400)
     second, pulls, counts = passed(networks, COMBINE[combine], kind)
     assert [x.item() for x in (second, *pulls)] == [0.0] * 4
     assert not counts.any()
@@ -343,7 +352,7 @@ def test_a_bad_value_of_a_valid_unit_is_not_hidden():
     with torch.no_grad():
         logits[0][0, :, 0, 0] = NAN
     second, pulls, _ = passed(
-        Networks(logits, target, corners), COMBINE['mix'], dict(SOFTMAX, ignore_index=255)
+        read(logits, target, corners), COMBINE['mix'], dict(SOFTMAX, ignore_index=255)
     )
     assert second.isnan()
     found = gradients([second, *pulls], logits)
@@ -355,7 +364,7 @@ def test_a_bad_value_of_a_valid_unit_is_not_hidden():
 def test_equal_networks_have_nothing_to_pull():
     logits, target, _ = make_maps('coarse', 1)
     logits = [logits[0], logits[0].detach().clone().requires_grad_()]
-    second, pulls, _ = passed(Networks(logits, target), linear, dict(SOFTMAX, ignore_index=255))
+    second, pulls, _ = passed(read(logits, target), linear, dict(SOFTMAX, ignore_index=255))
     units = upsampled(logits[:1], SIZE, [False])[0]
     loss = F.cross_entropy(units, target, ignore_index=255, reduction='sum')
     torch.testing.assert_close(second, loss)
@@ -367,7 +376,7 @@ def test_equal_networks_have_nothing_to_pull():
 @pytest.mark.parametrize(('second', 'pull'), [(False, True), (True, False), (False, False)])
 def test_what_is_not_wanted_costs_nothing(second, pull):
     logits, target, corners = make_maps('coarse')
-    networks = Networks(logits, target, corners, block_bytes=700)
+    networks = read(logits, target, corners, block_bytes=700)
     kind = dict(SOFTMAX, ignore_index=255)
     everything = passed(networks, linear, kind)
     found = passed(networks, linear, kind, second=second, pull=pull)
@@ -396,11 +405,11 @@ def test_memory_order_of_the_logits_does_not_matter(layout):
         room = torch.full((*x.shape[:3], 2 * x.shape[3]), NAN).double()
         room[..., ::2] = x.detach()
         strided.append(room[..., ::2].requires_grad_())
-    expected = passed(Networks(logits, target, corners, block_bytes=700), linear, kind)
+    expected = passed(read(logits, target, corners, block_bytes=700), linear, kind)
     transposed = target.transpose(1, 2).contiguous().transpose(1, 2)
     for same in (other, strided):
         assert not same[0].is_contiguous()
-        found = passed(Networks(same, transposed, corners, block_bytes=700), linear, kind)
+        found = passed(read(same, transposed, corners, block_bytes=700), linear, kind)
         torch.testing.assert_close(found[:2], expected[:2])
         own = gradients([found[0], *found[1]], same)
         for mine, its in zip(own, gradients([expected[0], *expected[1]], logits), strict=True):
@@ -410,13 +419,13 @@ def test_memory_order_of_the_logits_does_not_matter(layout):
 def test_the_graph_can_be_kept_and_only_then_be_used_again():
     logits, target, corners = make_maps('coarse')
     second, pulls, _ = passed(
-        Networks(logits, target, corners), min_loss, dict(SOFTMAX, ignore_index=255)
+        read(logits, target, corners), min_loss, dict(SOFTMAX, ignore_index=255)
     )
     total = 2 * second + 3 * pulls[0] + 5 * pulls[1]
     first = torch.autograd.grad(total, logits, retain_graph=True)
     again = torch.autograd.grad(total, logits)
     assert all(map(torch.equal, first, again))
-    parts = passed(Networks(logits, target, corners), min_loss, dict(SOFTMAX, ignore_index=255))
+    parts = passed(read(logits, target, corners), min_loss, dict(SOFTMAX, ignore_index=255))
     parts = gradients([parts[0], *parts[1]], logits)
     for place, found in enumerate(first):
         expected = 2 * parts[0][place] + (3, 5)[place] * parts[1 + place][place]
@@ -428,7 +437,7 @@ def test_the_graph_can_be_kept_and_only_then_be_used_again():
 def test_sums_can_be_normalised_in_place():
     kind = dict(SOFTMAX, ignore_index=255)
     logits, target, corners = make_maps('coarse')
-    second, pulls, counts = passed(Networks(logits, target, corners), min_loss, kind)
+    second, pulls, counts = passed(read(logits, target, corners), min_loss, kind)
     (expected,) = gradients([second], logits)
     second /= counts.sum()
     pulls[0] *= 0
@@ -440,10 +449,10 @@ def test_sums_can_be_normalised_in_place():
 def test_no_gradients_where_none_are_wanted():
     kind = dict(SOFTMAX, ignore_index=255)
     logits, target, corners = make_maps('coarse')
-    expected = passed(Networks(logits, target, corners), linear, kind)
+    expected = passed(read(logits, target, corners), linear, kind)
     with torch.no_grad():
-        found = passed(Networks(logits, target, corners), linear, kind)
-    constant = passed(Networks([x.detach() for x in logits], target, corners), linear, kind)
+        found = passed(read(logits, target, corners), linear, kind)
+    constant = passed(read([x.detach() for x in logits], target, corners), linear, kind)
     for other in (found, constant):
         assert not any(x.requires_grad for x in (other[0], *other[1]))
         torch.testing.assert_close(other[:2], expected[:2])
@@ -452,10 +461,8 @@ def test_no_gradients_where_none_are_wanted():
 def test_a_constant_network_takes_part_without_gradient():
     logits, target, corners = make_maps('coarse')
     half = [logits[0], logits[1].detach()]
-    second, pulls, _ = passed(
-        Networks(half, target, corners), linear, dict(SOFTMAX, ignore_index=255)
-    )
-    expected = passed(Networks(logits, target, corners), linear, dict(SOFTMAX, ignore_index=255))
+    second, pulls, _ = passed(read(half, target, corners), linear, dict(SOFTMAX, ignore_index=255))
+    expected = passed(read(logits, target, corners), linear, dict(SOFTMAX, ignore_index=255))
     own = torch.autograd.grad(second + sum(pulls), logits[0])
     other = torch.autograd.grad(expected[0] + sum(expected[1]), logits)
     torch.testing.assert_close(own[0], other[0])
@@ -467,12 +474,8 @@ def test_the_second_loss_of_linear_is_below_every_networks_own():
         F.cross_entropy(x, target, ignore_index=255, reduction='sum')
         for x in upsampled(logits, SIZE, corners)
     ]
-    second, _, _ = passed(
-        Networks(logits, target, corners), linear, dict(SOFTMAX, ignore_index=255)
-    )
-    best, _, _ = passed(
-        Networks(logits, target, corners), min_loss, dict(SOFTMAX, ignore_index=255)
-    )
+    second, _, _ = passed(read(logits, target, corners), linear, dict(SOFTMAX, ignore_index=255))
+    best, _, _ = passed(read(logits, target, corners), min_loss, dict(SOFTMAX, ignore_index=255))
     assert second < best < min(own)
 
 
@@ -493,7 +496,7 @@ def test_images_of_maps_are_weighed_once_each(block_bytes):
         seen.append((x, y))
         return given[:, len(seen) - 1]
 
-    networks = Networks(logits, target, corners, block_bytes=block_bytes)
+    networks = read(logits, target, corners, block_bytes=block_bytes)
     found = image_pass(networks, weigh)
     assert len(seen) == 2
     for image, (x, y) in enumerate(seen):
@@ -522,7 +525,7 @@ def test_images_of_levels_are_weighed_once_each(block_bytes):
         seen.append((x, y))
         return given[:, len(seen) - 1]
 
-    networks = Networks(logits, target, None, -1, True, block_bytes)
+    networks = read(logits, target, None, -1, True, block_bytes)
     found = image_pass(networks, weigh, difference='bce', distance='bce')
     assert len(seen) == images
     for image, (x, y) in enumerate(seen):
@@ -544,7 +547,7 @@ def test_units_without_images_are_one_image():
         seen.append((x.shape, y.shape))
         return torch.tensor([0.25, 0.75])
 
-    found = image_pass(Networks(logits, target, block_bytes=300), weigh)
+    found = image_pass(read(logits, target, block_bytes=300), weigh)
     assert seen == [((2, 1, 4, 30), (1, 30))]
     kind = dict(SOFTMAX, ignore_index=255)
     mean = torch.tensor([0.25, 0.75])
@@ -561,7 +564,7 @@ def numbered(shape):
 @pytest.mark.parametrize('shape', [(64, 256), (96, 512), (33, 1000), (5000,), (128, 128)])
 def test_the_units_of_a_large_image_are_spread_over_it(shape, limit):
     labels = numbered(shape).long()[None]
-    networks = Networks([numbered(shape)[None, None].expand(1, 2, *shape)] * 2, labels)
+    networks = read([numbered(shape)[None, None].expand(1, 2, *shape)] * 2, labels)
     x, y = networks.read_image(0, limit)
     assert torch.equal(x[1, 0, 0], y[0].double())
     assert y.unique().numel() == y.numel() <= limit + CHUNK
@@ -580,7 +583,7 @@ def test_a_large_image_of_coarse_maps_is_read_by_whole_rows():
     size = (100, 70)
     logits = [torch.randn(2, 3, 9, 11).double(), torch.randn(2, 3, *size).double()]
     labels = numbered((2, *size)).long()
-    networks = Networks(logits, labels, [True, False])
+    networks = read(logits, labels, [True, False])
     x, y = networks.read_image(1, 1500)
     full = upsampled(logits, size, [True, False])[:, 1].flatten(2)
     places = y[0] - 7000
@@ -599,7 +602,7 @@ def test_large_levels_give_units_of_every_level_of_their_image():
     logits = [[torch.zeros(images, priors, 1, n) for n in sizes]] * 2
     units = priors * sum(sizes)
     labels = numbered((images, units)).long()
-    networks = Networks(logits, labels, ignore_index=-1, background=True)
+    networks = read(logits, labels, ignore_index=-1, background=True)
     _, y = networks.read_image(1, 2048)
     found = y[0] - units
     assert found.min() >= 0
@@ -616,7 +619,7 @@ def test_weights_of_a_large_image_are_near_those_of_all_its_units():
     target = torch.randint(0, 3, (1, 200, 256))
     better = F.one_hot(target, 3).movedim(-1, 1).double()
     logits = [torch.randn(1, 3, 200, 256).double() + scale * better for scale in (0.5, 1.5)]
-    networks = Networks(logits, target)
+    networks = read(logits, target)
     x, y = networks.read_image(0)
     assert x.shape[-1] < 200 * 256
     some = simplex_weights(x, y, per='image').weights
@@ -630,13 +633,13 @@ def test_weights_of_a_large_image_are_near_those_of_all_its_units():
 @pytest.mark.parametrize('block_bytes', [1, 700, 2**30])
 def test_correlation_equals_that_of_everything(block_bytes):
     logits, target, corners = make_maps('all kinds', 3)
-    networks = Networks(logits, target, corners, block_bytes=block_bytes)
+    networks = read(logits, target, corners, block_bytes=block_bytes)
     found = networks_correlation(networks)
     expected = error_correlation(upsampled(logits, SIZE, corners), target)
     torch.testing.assert_close(found, expected)
     assert not found[0].requires_grad
     logits, target = make_levels(3)
-    networks = Networks(logits, target, None, -1, True, block_bytes)
+    networks = read(logits, target, None, -1, True, block_bytes)
     found = networks_correlation(networks, 'bce')
     kind = dict(difference='bce', background=True, ignore_index=-1)
     torch.testing.assert_close(found, error_correlation(flattened(logits), target, **kind))
@@ -656,7 +659,7 @@ def test_correlation_equals_that_of_everything(block_bytes):
 def test_kinds_that_do_not_exist(change, message):
     logits, target, corners = make_maps('coarse')
     with pytest.raises(ValueError, match=message):
-        image_pass(Networks(logits, target, corners), lambda x, y: x.new_ones(2), **change)
+        image_pass(read(logits, target, corners), lambda x, y: x.new_ones(2), **change)
 
 
 def test_losses_that_a_head_cannot_have():
@@ -666,9 +669,9 @@ def test_losses_that_a_head_cannot_have():
         (dict(difference='bce', distance='kl'), '`distance=.kl.` is 0 everywhere'),
     ]:
         with pytest.raises(ValueError, match=message):
-            image_pass(Networks(logits, target, corners), None, **arguments)
+            image_pass(read(logits, target, corners), None, **arguments)
     with pytest.raises(ValueError, match="`background=True` needs difference='bce'"):
-        image_pass(Networks(logits, target, corners, background=True), None, difference='ce')
+        image_pass(read(logits, target, corners, background=True), None, difference='ce')
 
 
 def test_networks_that_do_not_fit():
@@ -687,6 +690,6 @@ def test_networks_that_do_not_fit():
         (([levels[0], levels[1][:2]], labels), 'the same levels'),
     ]:
         with pytest.raises(ValueError, match=message):
-            Networks(*arguments)
+            read(*arguments)
     with pytest.raises(ValueError, match='shorter'):
-        Networks(logits, target, corners[:1])
+        read(logits, target, corners[:1])

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmdistill_ext.functional.logits.selective import (
+from mmdistill_ext.functional import (
     contrast_mask,
     select_units,
     selective_distillation,

@@ -32,14 +32,14 @@ def test_a_run_shows_its_own_comparisons(tmp_path: Path):
     runner = build_runner(tmp_path, interval=2, values=values)
     model = runner.model
     loss = model.distillation.losses['sel']
-    kept, pop = [], loss.pop_contrast
-    loss.pop_contrast = lambda: kept.append(pop()) or kept[-1]
+    kept, pop = [], loss.records.pop_contrast
+    loss.records.pop_contrast = lambda: kept.append(pop()) or kept[-1]
     forwards, forward = [], model.forward
     model.forward = lambda *args, **kwargs: forwards.append(1) or forward(*args, **kwargs)
     runner.train()
 
     assert len(forwards) == 3  # none for the pictures
-    assert loss.keep_contrast is False
+    assert loss.records.keep_contrast is False
     assert len(kept) == 1
     folder = Path(runner.log_dir) / 'vis_data'
     masks = folder / 'contrast_masks'

@@ -60,8 +60,8 @@ def test_share_of_a_run_covers_all_iterations_since_the_last_log(tmp_path: Path)
     cfg = tiny_seg.distil(cfg, teacher, share=dict(type='mmdistill_ext.TeacherShareHook'))
     runner = Runner.from_cfg(cfg)
     loss, popped = runner.model.distillation.losses['sel'], []
-    pop = loss.pop_counts
-    loss.pop_counts = lambda: popped.append(pop()) or popped[-1].clone()
+    pop = loss.records.pop_counts
+    loss.records.pop_counts = lambda: popped.append(pop()) or popped[-1].clone()
     runner.train()
 
     labels = [cv2.imread(str(path), 0) for path in (tmp_path / 'ann/train').iterdir()]

@@ -215,7 +215,7 @@ def test_contrast_masks_show_where_its_teacher_wins(tmp_path):
     loss = model.distillation.losses['sel']
     loss.keep_contrast = True
     (units, _) = tiny_zoo.step(model, tiny_det.batch(model)).units
-    maps = loss.pop_contrast().maps()
+    maps = loss.records.pop_contrast().maps()
     wins = tiny_zoo.reference(units, True, joint=True)['wins']
     start = 0
     for stride, (height, width) in zip(tiny_det.STRIDES, ((8, 12), (4, 6), (2, 3)), strict=True):
@@ -371,7 +371,7 @@ def test_a_pair_for_an_unknown_model_learns_by_the_definition(tmp_path):
     assert found.logged['tags.loss_kd'] == pytest.approx(divergence.mean().item(), rel=1e-4)
     expected = divergence[better].mean().item()
     assert found.logged['tags.loss_sel'] == pytest.approx(expected, rel=1e-4)
-    won, known = loss.pop_contrast().maps()['']
+    won, known = loss.records.pop_contrast().maps()['']
     assert torch.equal(won, better)
     assert known.all()
     assert all(gradient.any() for gradient in found.gradients.values())

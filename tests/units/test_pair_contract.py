@@ -175,7 +175,7 @@ def same(own, other):
 def test_losses_are_the_sums_of_the_definition(case, models):
     model = models(case)
     for loss in model.distillation.losses.values():
-        loss.pop_counts()
+        loss.records.pop_counts()
     found = tiny_zoo.step(model, case.batch(model))
     for term, units in zip(model.distillation.terms, found.units, strict=True):
         key = f'{term.pair.prefix}.loss_{term.name}'
@@ -197,7 +197,7 @@ def test_losses_are_the_sums_of_the_definition(case, models):
             got = found.logged[key], found.logged[f'{key}_box']
             assert got[0] == pytest.approx(weight * expected['classes'], rel=1e-3, abs=1e-6)
             assert got[1] == pytest.approx(weight * expected['boxes'] / 2, rel=1e-3, abs=1e-6)
-        counts, valid = term.loss.pop_counts(), units.labels != -1
+        counts, valid = term.loss.records.pop_counts(), units.labels != -1
         assert torch.equal(counts[0], torch.bincount(units.labels[valid], minlength=classes))
         if selective:
             assert torch.equal(counts[1], torch.bincount(units.labels[wins], minlength=classes))
@@ -260,7 +260,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(case, models):
             for boxes in units.boxes.student, units.boxes.teacher:
                 assert boxes.isfinite().all()
     for loss in model.distillation.losses.values():
-        loss.pop_counts()
+        loss.records.pop_counts()
 
 
 @pytest.mark.parametrize('by', [None, 'unit', 'image'])

@@ -37,6 +37,7 @@ class FullLogits:
 
     def __init__(self, logits: Tensor, dtype: torch.dtype) -> None:
         self.shape, self.channels, self.dtype = logits.shape, logits.shape[1], dtype
+        self.device = logits.device
         self.logits = logits.t()[None] if logits.ndim == 2 else logits.flatten(2)
 
     def read(self, image: int, start: int, stop: int, differentiate: bool = False) -> Reading:
@@ -71,6 +72,7 @@ class CoarseLogits:
         self, logits: Tensor, size: tuple[int, int], align_corners: bool, dtype: torch.dtype
     ) -> None:
         self.logits, self.channels, self.dtype = logits, logits.shape[1], dtype
+        self.device = logits.device
         self.align_corners = align_corners
         self.step = self.width = size[1]  # a block is whole rows
         self.rows, self.needed = _row_matrix(
@@ -122,6 +124,7 @@ class LevelLogits:
 
     def __init__(self, levels: Sequence[Tensor], dtype: torch.dtype) -> None:
         self.shapes, self.channels, self.dtype = _shapes(levels), levels[0].shape[2], dtype
+        self.device = levels[0].device
         self.levels = [level.flatten(0, 1) for level in levels]
 
     def read(self, image: int, start: int, stop: int, differentiate: bool = False) -> Reading:
@@ -173,9 +176,9 @@ class UnitOrder:
         """``(images, units)``."""
         return values.flatten(1) if values.ndim > 1 else values[None]
 
-    def from_blocks(self, values: Tensor, like: Tensor) -> Tensor:
-        """In the shape of ``like``."""
-        return values.view(like.shape)
+    def from_blocks(self, values: Tensor, shape: torch.Size) -> Tensor:
+        """Values ``(images, units)`` in the shape of the labels."""
+        return values.view(shape)
 
     def segments(self, image: int, target: Tensor) -> list[tuple[int, int, int]]:
         """Row, start and stop of an image's units in ``target``, which is in this order."""
@@ -198,9 +201,9 @@ class LevelOrder(UnitOrder):
         parts = zip(values.split(self.sizes, 1), self.shapes, strict=True)
         return torch.cat([part.reshape(s).transpose(1, 2).flatten() for part, s in parts])[None]
 
-    def from_blocks(self, values: Tensor, like: Tensor) -> Tensor:
-        """``(B, N)``."""
-        images = len(like)
+    def from_blocks(self, values: Tensor, shape: torch.Size) -> Tensor:
+        """Values ``(1, B * N)`` in the shape of the labels, ``(B, N)``."""
+        images = shape[0]
         parts = zip(values[0].split([images * n for n in self.sizes]), self.shapes, strict=True)
         return torch.cat([p.view(b, a, n).transpose(1, 2).flatten(1) for p, (b, n, a) in parts], 1)
 
@@ -223,7 +226,7 @@ def _row_matrix(
 ) -> tuple[Tensor, list[tuple[int, int]]]:
     """Bilinear interpolation of rows as a matrix, and which source rows each row needs.
 
-    Made on the CPU and cached, so that later steps do not wait for a GPU.
+    Made on the CPU and cached, so that later steps have no host sync.
     """
     matrix = F.interpolate(
         torch.eye(source, dtype=dtype)[None, None],

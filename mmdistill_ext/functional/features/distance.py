@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmdistill_ext.functional.checks import check_choice
 from mmdistill_ext.functional.features.checks import check_features
-from mmdistill_ext.functional.logits.selective import full_precision
+from mmdistill_ext.functional.precision import full_precision
 
 FEATURE_DISTANCES = ('mse', 'cosine')
 

@@ -9,81 +9,20 @@ the same functions block by block.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmdistill_ext.functional.checks import (
     AVERAGES,
     check_choice,
     check_class_weight,
-    check_difference,
-    check_distance,
-    check_labels,
     check_same_classes,
-    check_same_size,
-    check_temperature,
+    num_label_classes,
 )
+from mmdistill_ext.functional.logits.differences import unit_difference
+from mmdistill_ext.functional.logits.distances import unit_distillation
+from mmdistill_ext.functional.precision import full_precision
 
-__all__ = [
-    'check_labels',
-    'contrast_mask',
-    'select_units',
-    'selective_distillation',
-    'unit_difference',
-    'unit_distillation',
-]
-
-
-def full_precision(logits: Tensor) -> Tensor:
-    """The logits in the type that losses are formed in: float32, or float64 as it is."""
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def unit_difference(
-    logits: Tensor,
-    target: Tensor,
-    kind: str = 'ce',
-    ignore_index: int = 255,
-    background: bool = False,
-) -> Tensor:
-    """Difference between a prediction and its label, per unit (SEL-2).
-
-    ``ce``: ``-log softmax(x)_y``. ``bce``: ``sum_c BCE(sigmoid(x_c), [c = y])``; the label ``C`` is
-    background, no class at all, as detectors have it. With one channel and labels of a binary
-    segmenter (``background=False``) it is 0 (background) or 1 (foreground).
-
-    Args:
-        logits: ``(B, C, ...)``.
-        target: ``(B, ...)``, class indices or ``ignore_index``.
-        kind: ``'ce'`` or ``'bce'``.
-        ignore_index: Label of units that are not valid.
-        background: With ``bce``: labels go from 0 to ``C``, which is background.
-
-    Returns:
-        ``(B, ...)``, >= 0, and 0 (with gradient 0) on units that are not valid.
-
-    Raises:
-        ValueError: On another kind, or shapes and types that do not fit.
-
-    Example:
-        >>> unit_difference(torch.zeros(1, 2, 3), torch.tensor([[0, 1, 255]]))
-        tensor([[0.6931, 0.6931, 0.0000]])
-    """
-    check_same_size('logits', logits, target)
-    check_difference(kind, logits.shape[1], background)
-    logits, target = full_precision(logits), target.long()
-    valid = target != ignore_index
-    if logits.requires_grad:  # values are safe without; a gradient of 0 times NaN is not
-        logits = logits.masked_fill(~valid.unsqueeze(1), 0)
-    if kind == 'ce':
-        return F.cross_entropy(logits, target, reduction='none', ignore_index=ignore_index)
-    label = target.where(valid, 0).unsqueeze(1)
-    if background:
-        at_label = logits.gather(1, label.clamp(max=logits.shape[1] - 1))
-        at_label = at_label.masked_fill(label == logits.shape[1], 0)
-    else:
-        at_label = logits * label if logits.shape[1] == 1 else logits.gather(1, label)
-    return (F.softplus(logits).sum(1) - at_label.squeeze(1)).where(valid, 0)
+__all__ = ['contrast_mask', 'select_units', 'selective_distillation']
 
 
 def select_units(teacher_difference: Tensor, student_difference: Tensor, valid: Tensor) -> Tensor:
@@ -95,53 +34,9 @@ def select_units(teacher_difference: Tensor, student_difference: Tensor, valid: 
         valid: ``(B, ...)``, bool.
 
     Returns:
-        ``(B, ...)``, bool; False on units that are not valid.
+        ``(B, ...)``, bool; False on units that are ignored.
     """
     return (teacher_difference < student_difference) & valid
-
-
-def unit_distillation(
-    student: Tensor, teacher: Tensor, kind: str = 'kl', temperature: float = 1.0
-) -> Tensor:
-    """Distance of the student's prediction from the teacher's, per unit (SEL-5).
-
-    With ``p = softmax(x / T)`` and, for ``bce``, ``q = sigmoid(x / T)``:
-    ``kl``: ``T^2 KL(p_teacher || p_student)``; ``reverse_kl``: ``T^2 KL(p_student || p_teacher)``;
-    ``mse``: mean over the classes of ``(x_student - x_teacher)^2``, without temperature;
-    ``bce``: ``T^2 sum_c KL(Bernoulli(q_teacher,c) || Bernoulli(q_student,c))``.
-
-    Args:
-        student: ``(B, C, ...)``.
-        teacher: ``(B, C, ...)``, taken as constant.
-        kind: ``'kl'``, ``'reverse_kl'``, ``'mse'`` or ``'bce'``.
-        temperature: > 0.
-
-    Returns:
-        ``(B, ...)``, >= 0 up to rounding, 0 where the two are equal.
-
-    Raises:
-        ValueError: On another kind, a temperature <= 0 or shapes that do not fit.
-    """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            '`student` and `teacher` should have the same shape. '
-            f'Found {tuple(student.shape)} and {tuple(teacher.shape)}.'
-        )
-    check_temperature(temperature)
-    check_distance(kind, student.shape[1])
-    student, teacher = full_precision(student), full_precision(teacher.detach())
-    if kind == 'mse':
-        return (student - teacher).square().mean(1)
-    if temperature != 1:
-        student, teacher = student / temperature, teacher / temperature
-    if kind == 'bce':
-        distance = F.softplus(student) - F.softplus(teacher)
-        distance = distance + teacher.sigmoid() * (teacher - student)
-    else:
-        student, teacher = student.log_softmax(1), teacher.log_softmax(1)
-        first, second = (teacher, student) if kind == 'kl' else (student, teacher)
-        distance = first.exp() * (first - second)
-    return distance.sum(1) * temperature**2
 
 
 def contrast_mask(
@@ -154,7 +49,7 @@ def contrast_mask(
         valid: ``(B, ...)``, bool.
         teacher: Value where the teacher wins, 0 to 255.
         student: Value where the student wins, 0 to 255.
-        void: Value where the label is void, 0 to 255.
+        void: Value where the label is ignored, 0 to 255.
 
     Returns:
         ``(B, ...)``, uint8.
@@ -190,10 +85,12 @@ def selective_distillation(
         student: ``(B, C, ...)``.
         teacher: ``(B, C, ...)``, taken as constant.
         target: ``(B, ...)``, class indices or ``ignore_index``.
-        difference: What decides who wins, see :func:`unit_difference`.
-        distance: What is distilled, see :func:`unit_distillation`.
+        difference: What decides who wins, see
+            :func:`~mmdistill_ext.functional.logits.differences.unit_difference`.
+        distance: What is distilled, see
+            :func:`~mmdistill_ext.functional.logits.distances.unit_distillation`.
         temperature: > 0.
-        ignore_index: Label of units that are not valid.
+        ignore_index: Label of units that are ignored.
         class_weight: ``(C,)``, >= 0, weight of each label class; 1 when absent.
         average: ``'selected'`` or ``'valid'``.
 
@@ -205,7 +102,7 @@ def selective_distillation(
     """
     check_choice('average', average, AVERAGES)
     check_same_classes(student, teacher)
-    check_class_weight(class_weight, student.shape[1])
+    check_class_weight(class_weight, num_label_classes(student.shape[1]))
     with torch.no_grad():
         valid = target != ignore_index
         selected = select_units(

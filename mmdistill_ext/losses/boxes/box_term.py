@@ -69,3 +69,16 @@ class BoxTerm(nn.Module):
             else:
                 units = 1 - overlaps(student, teacher, 'giou')
         return units.where(selected, 0)
+
+
+def build_box_term(box: dict | None) -> BoxTerm | None:
+    """The term of a loss's ``box``, if it has one.
+
+    Raises:
+        ValueError: It is no dict, or one of its values is impossible.
+    """
+    if box is None:
+        return None
+    if not isinstance(box, dict):
+        raise ValueError(f"`box` should be a dict such as dict(distance='iou'). Found {box!r}.")
+    return BoxTerm(**box)

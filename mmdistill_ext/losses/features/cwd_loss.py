@@ -37,7 +37,7 @@ class CWDLoss(DistillLoss):
         images = channel_distillation(
             features.student, features.teacher, self.temperature, features.weight
         )
-        return dict(loss=weight * images.mean())
+        return dict(loss=weight * images.sum() / max(len(images), 1))
 
     def extra_repr(self) -> str:
         """The temperature."""

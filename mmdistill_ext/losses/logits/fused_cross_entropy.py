@@ -14,21 +14,21 @@ def own_losses(
 ) -> dict[str, Tensor]:
     """What mmseg's ``CrossEntropyLoss`` with ``reduction='mean'`` and ``accuracy`` would give.
 
-    The mean is over all units, void ones included, unless ``avg_non_ignore`` is set; with class
+    The mean is over all units, ignored ones included, unless ``avg_non_ignore`` is set; with class
     weights it is weighted by them, over the valid units.
 
     Args:
-        result: Sums of a pass with ``task=True``.
+        result: Sums of a pass with ``own``.
         labels: ``(B, ...)``.
         fused: The head's loss.
 
     Returns:
         The loss under its own name, and ``acc_seg`` in percent, shape ``(1,)``.
     """
-    dtype = result.task_sum.dtype
+    dtype = result.own_sum.dtype
     eps = torch.finfo(torch.float32).eps
     valid = result.counts[0].sum().to(dtype)
-    loss = own_scale(result, labels, fused) * result.task_sum
+    loss = own_scale(result, labels, fused) * result.own_sum
     accuracy = (result.correct.to(dtype) + eps) * (100 / (valid + eps))
     if labels.shape[0] == 0:
         accuracy = torch.zeros_like(accuracy)
@@ -45,7 +45,7 @@ def own_scale(result: BlockwiseResult, labels: Tensor, fused: FusedCrossEntropy)
 
 def own_weight(result: BlockwiseResult, fused: FusedCrossEntropy) -> Tensor:
     """Sum of the valid units' class weights (their number without class weights)."""
-    units = result.counts[0].to(result.task_sum.dtype)
+    units = result.counts[0].to(result.own_sum.dtype)
     if fused.class_weight is None:
         return units.sum()
     return (units * units.new_tensor(fused.class_weight)).sum()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mmdistill_ext.functional import All
 from mmdistill_ext.functional.checks import check_choice
+from mmdistill_ext.losses.logits.by_head import choose_difference, choose_distance
 from mmdistill_ext.losses.logits.pair_loss import PairLoss
 from mmdistill_ext.registry import MODELS
 
@@ -21,6 +23,9 @@ class KDLoss(PairLoss):
         average: Over all ``'valid'`` units or, as detectors do, the number of ``'positive'`` ones.
         box: For detectors: ``dict(weight=..., distance='iou'|'l1'|'distribution')`` distils the
             boxes of positive units too, see :class:`~mmdistill_ext.losses.boxes.box_term.BoxTerm`.
+        standardize: ``'kl'`` and ``'reverse_kl'``: standardise the logits of each unit first (LSKD,
+            https://arxiv.org/abs/2403.01427), for softmax heads; see
+            :func:`~mmdistill_ext.functional.logits.standardize.standardize_logits`.
 
     Raises:
         ValueError: When an argument is outside what is named above.
@@ -33,12 +38,13 @@ class KDLoss(PairLoss):
         class_weight: Sequence[float] | None = None,
         average: str = 'valid',
         box: dict | None = None,
+        standardize: bool = False,
     ) -> None:
         check_choice('average', average, ('valid', 'positive'))
         super().__init__(
-            'all',
-            distance=distance,
-            temperature=temperature,
+            selection=All(),
+            difference=choose_difference(),
+            distance=choose_distance(distance, temperature, standardize),
             class_weight=class_weight,
             average=average,
             box=box,

@@ -3,49 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from mmengine.dist import all_reduce
 from torch import Tensor
 
-from mmdistill_ext.functional import BlockwiseResult, blockwise_distillation
-from mmdistill_ext.functional.checks import (
-    DIFFERENCES,
-    DISTANCES,
-    check_choice,
-    check_temperature,
-    num_label_classes,
+from mmdistill_ext.functional import (
+    BlockwiseResult,
+    CrossEntropy,
+    Difference,
+    Distance,
+    Labels,
+    Selection,
+    Side,
+    Split,
+    blockwise_distillation,
 )
+from mmdistill_ext.functional.checks import check_choice
 from mmdistill_ext.functional.fit import weigh_rows
-from mmdistill_ext.losses.averages import (
-    AVERAGES,
-    class_weight_tensor,
-    denominators,
-    scale_of,
-)
+from mmdistill_ext.losses.averages import AVERAGES, class_weight_tensor, denominators, scale_of
 from mmdistill_ext.losses.base import DistillLoss
-from mmdistill_ext.losses.boxes.box_term import BoxTerm
+from mmdistill_ext.losses.boxes.box_term import BoxTerm, build_box_term
+from mmdistill_ext.losses.logits.by_head import ByHead
+from mmdistill_ext.losses.logits.checks import (
+    check_average,
+    check_box,
+    check_for_sigmoid,
+    check_weights,
+)
 from mmdistill_ext.losses.logits.fused_cross_entropy import own_losses, own_scale, own_weight
+from mmdistill_ext.losses.records import Records
 from mmdistill_ext.units.base import Contrast, Units
 from mmdistill_ext.units.boxes import box_ious
+
+if TYPE_CHECKING:
+    from mmdistill_ext.units.pair import HeadPair
+
+Ious = tuple[Tensor, Tensor]
+"""Of the student's and of the teacher's boxes with the assigned ones, ``(P,)`` each."""
 
 
 class PairLoss(DistillLoss):
     """Distillation on a selection of units, averaged over them on all ranks.
 
+    Each rank divides its own weighted sum by the weights of *all* ranks, times ``world_size``
+    because DDP averages gradients: two ranks train as one with both batches.
     ``world_size * sum_u w_u d_u / sum_v w_v``: ``u`` runs over this rank's selected units, ``v``
-    over all ranks' (or over all valid ones), so that the mean of the ranks' gradients is the
-    gradient of the global average. Exactly 0 when the denominator is 0.
+    over all ranks' (or over all valid ones). Exactly 0 when the denominator is 0.
 
-    With ``units.split`` the weights of hard units are multiplied by ``F(x)``, in the task loss too,
+    With ``units.split`` the weights of hard units are multiplied by ``F(x)``, in the own loss too,
     while the denominators stay as they are: Loss(x) = L_soft + F(x) L_hard (FIT-4, FIT-5).
 
     Args:
-        selection: A name in :data:`~mmdistill_ext.functional.blockwise.SELECTIONS`.
-        distance: ``'kl'``, ``'reverse_kl'``, ``'mse'`` or ``'bce'``; by default ``'kl'``, and
-            ``'bce'`` for sigmoid heads.
-        difference: ``'ce'`` or ``'bce'``; by default ``'ce'``, and ``'bce'`` for sigmoid heads.
-        temperature: > 0.
+        selection: Which units and boxes are distilled.
+        difference: What decides who wins.
+        distance: What is distilled.
         class_weight: Weight of each label class, >= 0.
         average: Over the ``'selected'`` or all ``'valid'`` units, or over the number of
             ``'positive'`` ones as detectors do (at least 1).
@@ -55,98 +68,56 @@ class PairLoss(DistillLoss):
             instead of each on its own.
 
     Attributes:
-        keep_contrast: Set to True to have the next forward keep what :meth:`pop_contrast` gives.
+        records: What is kept for hooks.
 
     Raises:
         ValueError: When an argument is outside what is named above.
     """
 
     forms_own_loss = True
-    counts: Tensor | None
     class_weight: Tensor | None
 
     def __init__(
         self,
-        selection: str,
-        distance: str | None = None,
-        difference: str | None = None,
-        temperature: float = 1.0,
+        *,
+        selection: Selection,
+        difference: ByHead[Difference],
+        distance: ByHead[Distance],
         class_weight: Sequence[float] | None = None,
         average: str = 'selected',
         box: dict | None = None,
         together: bool = False,
     ) -> None:
         super().__init__()
-        if distance is not None:
-            check_choice('distance', distance, DISTANCES)
-        if difference is not None:
-            check_choice('difference', difference, DIFFERENCES)
-        check_temperature(temperature)
         check_choice('average', average, AVERAGES)
         if together and box is None:
             raise ValueError(
                 '`together=True` needs a `box` to select together with. Found box=None.'
             )
-        if box is not None and not isinstance(box, dict):
-            raise ValueError(f"`box` should be a dict such as dict(distance='iou'). Found {box!r}.")
-        self.box = None if box is None else BoxTerm(**box)
-        self.together = together
         self.selection = selection
-        self.distance = distance
         self.difference = difference
-        self.temperature = temperature
+        self.distance = distance
         self.average = average
-        self.keep_contrast = False
-        self._contrast: Contrast | None = None
-        self._fit_sums: Tensor | None = None
+        self.together = together
+        self.box: BoxTerm | None = build_box_term(box)
+        self.records = Records()
         self.register_buffer('class_weight', class_weight_tensor(class_weight), persistent=False)
-        self.register_buffer('counts', None, persistent=False)
 
-    def kinds(self, sigmoid: bool) -> tuple[str, str]:
-        """Difference and distance for a head with or without sigmoid."""
-        automatic = ('bce', 'bce') if sigmoid else ('ce', 'kl')
-        return self.difference or automatic[0], self.distance or automatic[1]
-
-    def check(
-        self,
-        num_classes: int,
-        sigmoid: bool,
-        background: bool = False,
-        box_distances: Sequence[str] = (),
-    ) -> None:
-        """Whether the loss fits a head, to be asked before the first step.
+    def check(self, pair: HeadPair) -> None:
+        """Refuse heads that the loss does not fit; asked once, before the first step.
 
         Args:
-            num_classes: Number of label classes, 2 for a binary head; background not counted.
-            sigmoid: The head predicts independent sigmoids instead of one softmax.
-            background: The head is a detector's: there is background besides the classes.
-            box_distances: Distances that there are between the boxes of the two heads.
+            pair: The two heads.
 
         Raises:
-            ValueError: On softmax kinds for a sigmoid head, another number of class weights, or a
-                distance of boxes that the heads do not have.
+            ValueError: On a softmax's difference or distance for a sigmoid head, another number of
+                class weights, or a distance of boxes that the heads do not have.
         """
-        if self.box is not None and self.box.distance not in box_distances:
-            raise ValueError(
-                f'`box.distance` should be one of {", ".join(box_distances)} for these heads. '
-                f'Found {self.box.distance!r}.'
-                if box_distances
-                else f'`box` is for heads with boxes: leave it out. Found {self.box.distance!r}.'
-            )
-        if self.average == 'positive' and not background:
-            raise ValueError("`average='positive'` is for detectors. Found a head without boxes.")
-        softmax = [kind for kind in self.kinds(sigmoid) if kind in ('ce', 'kl', 'reverse_kl')]
-        if sigmoid and softmax:
-            raise ValueError(
-                "`difference` and `distance` should be 'bce' (or 'mse') for a sigmoid head. "
-                f'Found {", ".join(map(repr, softmax))}.'
-            )
-        expected = num_classes + 1 if background else num_label_classes(num_classes)
-        if self.class_weight is not None and len(self.class_weight) != expected:
-            raise ValueError(
-                f'`class_weight` should hold {expected} weights, one per class. '
-                f'Found {len(self.class_weight)}.'
-            )
+        check_box(self.box, pair)
+        check_average(self.average, pair)
+        if pair.sigmoid:
+            check_for_sigmoid(self.difference.sigmoid, self.distance.sigmoid)
+        check_weights(self.class_weight, pair)
 
     def forward(self, units: Units, weight: float = 1.0) -> dict[str, Tensor]:
         """Form the loss.
@@ -156,28 +127,26 @@ class PairLoss(DistillLoss):
             weight: Factor of the distillation, >= 0.
 
         Returns:
-            ``loss``, times ``weight``; if ``units.fused`` is set, the head's own entries too, as
-            the head itself gives them; if ``units.split`` is set, ``l_soft`` and ``l_hard`` too,
-            what is in these losses from simple and from hard samples, before ``F(x)``.
+            ``loss``, times ``weight``; with ``box``, ``loss_box`` too; if ``units.fused`` is set,
+            the head's own entries, as the head itself gives them; if ``units.split`` is set,
+            ``l_soft`` and ``l_hard``, what is in these losses from simple and from hard samples,
+            before ``F(x)``.
         """
-        compared = self.box is not None and self.selection == 'teacher_better'
-        ious = box_ious(units.boxes) if compared else None
+        ious = self._box_ious(units)
         result = self._run(units, ious)
-        scale = weight * self._scale(result, units)
+        total, positives, fit_sums = self._sums(result, units)
+        self._keep(result, units, fit_sums)
+        scale = weight * scale_of(total, self.average)
         losses = {'loss': scale * result.distill_sum, **self._shares(result)}
-        parts = []
         if units.fused is not None:
             losses.update(own_losses(result, units.labels, units.fused))
-        if units.split is not None:
-            parts.append(scale * result.distill_parts)
-            if units.fused is not None:
-                parts.append(own_scale(result, units.labels, units.fused) * result.task_parts)
-            if units.own is not None:
-                parts.append(units.own.parts)
+        box_parts = None
         if self.box is not None:
-            losses['loss_box'], box_parts = self._box_loss(result, units, ious, weight)
-            parts.append(box_parts)
+            selected = self._select_boxes(units, result, ious)
+            box_scale = weight * self.box.weight * scale_of(positives, 'positive')
+            losses['loss_box'], box_parts = self._box_loss(units, selected, box_scale)
         if units.split is not None:
+            parts = self._parts(result, units, scale, box_parts)
             losses['l_soft'], losses['l_hard'] = sum(parts).unbind()
         return losses
 
@@ -185,120 +154,94 @@ class PairLoss(DistillLoss):
         """More scalars for the log."""
         return {}
 
-    def _box_loss(
-        self,
-        result: BlockwiseResult,
-        units: Units,
-        ious: tuple[Tensor, Tensor] | None,
-        weight: float,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The loss, and its parts ``(2,)`` if split."""
-        index = units.boxes.index
-        if self.together:
-            selected = result.wins[index]
-        elif ious is not None:
-            student, teacher = ious
-            selected = teacher > student  # the smaller 1 - IoU
-        else:
-            selected = torch.ones_like(index[0], dtype=torch.bool)
-        distances = self.box(units.boxes, selected)
-        scale = weight * self.box.weight * scale_of(self._positives, 'positive')
-        if units.split is None:
-            return scale * distances.sum(), None
-        return weigh_rows(distances, units.simple[index], units.split.hard_weight, scale)
-
-    def _run(self, units: Units, ious: tuple[Tensor, Tensor] | None = None) -> BlockwiseResult:
+    def _run(self, units: Units, ious: Ious | None) -> BlockwiseResult:
+        """The pass over all units."""
         extras = (None, None)
         if self.together:
             zeros = torch.zeros_like(units.labels, dtype=torch.float32)
             extras = tuple(zeros.index_put(units.boxes.index, 1 - iou) for iou in ious)
-        student_extra, teacher_extra = extras
-        difference, distance = self.kinds(units.sigmoid)
-        task_class_weight = units.fused.class_weight if units.fused is not None else None
-        if task_class_weight is not None:
-            task_class_weight = units.student.new_tensor(task_class_weight, dtype=torch.float32)
-        split = {}
+        student = Side(units.student, units.student_align_corners, extras[0])
+        teacher = Side(units.teacher, units.teacher_align_corners, extras[1])
+        own = split = None
+        if units.fused is not None:
+            own = CrossEntropy(_as_tensor(units.fused.class_weight))
         if units.split is not None:
-            split = dict(
-                split=units.split.by,
-                simple=units.simple,
-                threshold=units.split.threshold,
-                hard_weight=units.split.hard_weight,
-            )
-        result = blockwise_distillation(
-            units.student,
-            units.teacher,
-            units.labels,
+            rule = units.split
+            split = Split(rule.by, rule.threshold, rule.hard_weight, units.simple)
+        return blockwise_distillation(
+            student,
+            teacher,
+            Labels(units.labels, units.ignore_index, units.background),
+            difference=self.difference.of(units.sigmoid),
             selection=self.selection,
-            difference=difference,
-            distance=distance,
-            temperature=self.temperature,
-            ignore_index=units.ignore_index,
+            distance=self.distance.of(units.sigmoid),
             class_weight=self.class_weight,
-            background=units.background,
-            student_extra=student_extra,
-            teacher_extra=teacher_extra,
-            student_align_corners=units.student_align_corners,
-            teacher_align_corners=units.teacher_align_corners,
-            task=units.fused is not None,
-            task_class_weight=task_class_weight,
-            keep_contrast=self.keep_contrast or self.together,
-            **split,
+            own=own,
+            split=split,
+            keep_wins=self.records.keep_contrast or self.together,
         )
-        self.counts = result.counts if self.counts is None else self.counts + result.counts
-        if self.keep_contrast:
-            valid = units.labels != units.ignore_index
-            self._contrast = Contrast(result.wins, valid, units.paint)
-        return result
 
-    def _scale(self, result: BlockwiseResult, units: Units) -> Tensor:
-        """What the sum is multiplied by; one collective brings FIT's sums along (FIT-2)."""
+    def _sums(self, result: BlockwiseResult, units: Units) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Denominator of the distillation, number of positives, and FIT's sums, of all ranks.
+
+        One collective brings all of them (FIT-2).
+        """
         sums = denominators(result, self.average, self.class_weight)
         if units.split is not None and units.fused is not None:
-            gt = torch.stack((result.task_parts.sum(), own_weight(result, units.fused)))
-            sums = torch.cat((sums, gt, result.simple.to(sums)))
+            gt = torch.stack((result.own_parts.sum(), own_weight(result, units.fused)))
+            sums = torch.cat((sums, gt, result.simple_counts.to(sums)))
         elif units.own is not None:
             sums = torch.cat((sums, units.own.sums.to(sums), units.own.samples.to(sums)))
         all_reduce(sums)
-        if len(sums) > 2:
-            self._fit_sums = sums[2:]
-        total, self._positives = sums[:2]
-        return scale_of(total, self.average)
+        return sums[0], sums[1], sums[2:] if len(sums) > 2 else None
 
-    def pop_fit_sums(self) -> Tensor | None:
-        """Sums of the last forward with a split and the task, over all ranks, once; else None.
+    def _keep(self, result: BlockwiseResult, units: Units, fit_sums: Tensor | None) -> None:
+        self.records.add_counts(result.counts)
+        if self.records.keep_contrast:
+            valid = units.labels != units.ignore_index
+            self.records.put_contrast(Contrast(result.wins, valid, units.paint))
+        if fit_sums is not None:
+            self.records.put_fit_sums(fit_sums)
 
-        Returns:
-            ``(4,)``: the task loss before ``F(x)`` and its weights (the first GT loss is their
-            quotient; weights are pixels, of detectors images), simple samples and valid samples.
-        """
-        sums, self._fit_sums = self._fit_sums, None
-        return sums
+    def _parts(
+        self, result: BlockwiseResult, units: Units, scale: Tensor, box_parts: Tensor | None
+    ) -> list[Tensor]:
+        """Simple and hard part of each loss, ``(2,)``, before ``F(x)`` (FIT-4)."""
+        parts = [scale * result.distill_parts]
+        if units.fused is not None:
+            parts.append(own_scale(result, units.labels, units.fused) * result.own_parts)
+        if units.own is not None:
+            parts.append(units.own.parts)
+        return parts if box_parts is None else [*parts, box_parts]
 
-    def pop_counts(self) -> Tensor | None:
-        """Counts since the last call, of this rank, and start again.
+    def _box_ious(self, units: Units) -> Ious | None:
+        compares = self.box is not None and self.selection.compares_boxes
+        return box_ious(units.boxes) if compares else None
 
-        Returns:
-            ``(2, classes)`` int64: valid units, and units where the teacher wins, per label; None
-            before the first forward.
-        """
-        counts = self.counts
-        if counts is not None:
-            self.counts = torch.zeros_like(counts)
-        return counts
+    def _select_boxes(self, units: Units, result: BlockwiseResult, ious: Ious | None) -> Tensor:
+        """Which boxes of positive units are distilled, ``(P,)`` bool."""
+        wins = result.wins[units.boxes.index] if self.together else None
+        if ious is None:
+            ious = (torch.zeros_like(units.boxes.scale),) * 2
+        return self.selection.boxes(*ious, wins)
 
-    def pop_contrast(self) -> Contrast | None:
-        """Where the teacher won and which units are valid (SEL-4).
-
-        Returns:
-            That of the last forward with ``keep_contrast``, once; None without.
-        """
-        contrast, self._contrast = self._contrast, None
-        return contrast
+    def _box_loss(
+        self, units: Units, selected: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The loss of the boxes, and its parts ``(2,)`` if split."""
+        distances = self.box(units.boxes, selected)
+        if units.split is None:
+            return scale * distances.sum(), None
+        simple = units.simple[units.boxes.index]
+        return weigh_rows(distances, simple, units.split.hard_weight, scale)
 
     def extra_repr(self) -> str:
         """The arguments."""
         return (
-            f'distance={self.distance}, difference={self.difference}, '
-            f'temperature={self.temperature}, average={self.average}'
+            f'distance={self.distance.softmax}, difference={self.difference.softmax}, '
+            f'average={self.average}'
         )
+
+
+def _as_tensor(class_weight: Sequence[float] | None) -> Tensor | None:
+    return None if class_weight is None else torch.tensor(class_weight, dtype=torch.float32)

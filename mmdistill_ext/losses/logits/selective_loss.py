@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mmdistill_ext.functional import BlockwiseResult
+from mmdistill_ext.functional import BlockwiseResult, TeacherBetter
+from mmdistill_ext.losses.logits.by_head import choose_difference, choose_distance
 from mmdistill_ext.losses.logits.pair_loss import PairLoss
 from mmdistill_ext.registry import MODELS
 
@@ -32,6 +33,9 @@ class SelectiveLoss(PairLoss):
             1 - IoU with the assigned box.
         together: Class and box of a unit are selected together, by the sum of both differences,
             instead of each on its own.
+        standardize: ``'kl'`` and ``'reverse_kl'``: standardise the logits of each unit first (LSKD,
+            https://arxiv.org/abs/2403.01427), for softmax heads; see
+            :func:`~mmdistill_ext.functional.logits.standardize.standardize_logits`.
 
     Raises:
         ValueError: When an argument is outside what is named above.
@@ -46,16 +50,16 @@ class SelectiveLoss(PairLoss):
         average: str = 'selected',
         box: dict | None = None,
         together: bool = False,
+        standardize: bool = False,
     ) -> None:
         super().__init__(
-            'teacher_better',
-            distance,
-            difference,
-            temperature,
-            class_weight,
-            average,
-            box,
-            together,
+            selection=TeacherBetter(),
+            difference=choose_difference(difference),
+            distance=choose_distance(distance, temperature, standardize),
+            class_weight=class_weight,
+            average=average,
+            box=box,
+            together=together,
         )
 
     def _shares(self, result: BlockwiseResult) -> dict[str, Tensor]:

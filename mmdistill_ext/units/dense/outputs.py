@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mmdistill_ext.functional.logits.selective import full_precision
+from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.taps import Call
 from mmdistill_ext.units.dense.family import Assigned, DenseFamily
 from mmdistill_ext.units.detector_pair import IGNORED

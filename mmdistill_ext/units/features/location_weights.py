@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmdistill_ext.compat import has_framework
 from mmdistill_ext.functional.checks import check_choice
-from mmdistill_ext.functional.logits.selective import full_precision
+from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.taps import Call
 from mmdistill_ext.units.padding import padding_of
 

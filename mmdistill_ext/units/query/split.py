@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mmdistill_ext.functional.logits.selective import full_precision
+from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.taps import wrapped
 from mmdistill_ext.units.boxes import overlaps
 from mmdistill_ext.units.detector_pair import IGNORED

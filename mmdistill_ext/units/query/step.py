@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmdistill_ext.functional.logits.selective import full_precision
+from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.taps import Call, Taps
 from mmdistill_ext.units.detector_pair import IGNORED, Truth, ground_truth
 

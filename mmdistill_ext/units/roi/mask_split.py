@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill_ext.functional.fit import is_simple
-from mmdistill_ext.functional.logits.selective import full_precision
+from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.units.roi.mask_step import MaskStep
 from mmdistill_ext.units.split.head_split import HeadSplit
 

@@ -10,7 +10,7 @@ from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmdistill_ext.functional.logits.selective import full_precision
+from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.taps import Call, Taps
 from mmdistill_ext.units.detector_pair import IGNORED, Truth, ground_truth
 from mmdistill_ext.units.roi.head import RoIHead

@@ -9,6 +9,7 @@ from mmdistill_ext.losses import KDLoss, SelectiveLoss
 from mmdistill_ext.losses.boxes.box_term import BoxTerm
 from mmdistill_ext.units.base import SplitResult, SplitRule, Units
 from mmdistill_ext.units.boxes import Boxes, box_ious
+from tests.losses.contract import heads
 from tests.two_ranks import in_two_ranks
 
 CLASSES, IGNORED = 3, -1
@@ -424,18 +425,19 @@ def test_softmax_heads_with_background_count_positives():
 def test_contrast_is_kept_with_joint_selection_only_on_demand():
     loss, units = SelectiveLoss(box={}, together=True), make()
     loss(units)
-    assert loss.pop_contrast() is None
-    loss.keep_contrast = True
+    assert loss.records.pop_contrast() is None
+    loss.records.keep_contrast = True
     loss(units)
     assert (
-        loss.pop_contrast().wins.sum().item() == plain(units, 'teacher_better', True, 'iou')['won']
+        loss.records.pop_contrast().wins.sum().item()
+        == plain(units, 'teacher_better', True, 'iou')['won']
     )
 
 
 def test_counts_have_a_column_of_background():
     loss, units = SelectiveLoss(box={}), make()
     loss(units)
-    counts = loss.pop_counts()
+    counts = loss.records.pop_counts()
     valid = units.labels[units.labels != IGNORED]
     assert counts[0].tolist() == valid.bincount(minlength=CLASSES + 1).tolist()
 
@@ -475,8 +477,8 @@ def test_classes_and_boxes_are_split_alike(joint, kind, weight):
     total = (found['loss'] + found['loss_box']).detach()
     torch.testing.assert_close(total, alone[0] + weight * alone[1])
     assert min(alone) > 0
-    assert loss.pop_fit_sums().tolist() == [5 * 4, 4, 5, 7]
-    assert loss.pop_fit_sums() is None
+    assert loss.records.pop_fit_sums().tolist() == [5 * 4, 4, 5, 7]
+    assert loss.records.pop_fit_sums() is None
 
 
 def test_only_the_term_that_leads_counts_the_heads_own_loss():
@@ -553,7 +555,7 @@ def worker(rank):
     }
     loss = KDLoss(average='positive', box={})
     loss(split_up(half(make(), rank)))
-    found['fit'] = loss.pop_fit_sums()
+    found['fit'] = loss.records.pop_fit_sums()
     return found
 
 
@@ -597,13 +599,14 @@ def test_joint_needs_boxes():
 
 
 def test_check_compares_with_the_heads():
-    SelectiveLoss(box=dict(distance='l1'), average='positive').check(3, True, True, ('iou', 'l1'))
-    SelectiveLoss(class_weight=[1.0] * 4).check(3, True, True, ('iou', 'l1'))
+    detector = heads(3, sigmoid=True, background=True, box_distances=('iou', 'l1'))
+    SelectiveLoss(box=dict(distance='l1'), average='positive').check(detector)
+    SelectiveLoss(class_weight=[1.0] * 4).check(detector)
     with pytest.raises(ValueError, match="one of iou, l1 .*Found 'distribution'"):
-        KDLoss(box=dict(distance='distribution')).check(3, True, True, ('iou', 'l1'))
+        KDLoss(box=dict(distance='distribution')).check(detector)
     with pytest.raises(ValueError, match="leave it out. Found 'iou'"):
-        KDLoss(box={}).check(3, False)
+        KDLoss(box={}).check(heads(3))
     with pytest.raises(ValueError, match="'positive'.*without boxes"):
-        KDLoss(average='positive').check(3, False)
+        KDLoss(average='positive').check(heads(3))
     with pytest.raises(ValueError, match='hold 4 weights.*Found 3'):
-        KDLoss(class_weight=[1.0] * 3).check(3, True, True, ('iou', 'l1'))
+        KDLoss(class_weight=[1.0] * 3).check(detector)

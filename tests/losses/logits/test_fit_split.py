@@ -100,10 +100,10 @@ def test_both_losses_are_weighed_over_all_units(by, task):
 @pytest.mark.parametrize('by', SPLITS)
 def test_fit_sums_are_the_task_before_f_and_the_simple_samples(by, task):
     loss, units = SelectiveLoss(), make(SPLITS[by], task)
-    assert loss.pop_fit_sums() is None
+    assert loss.records.pop_fit_sums() is None
     loss(units)
-    sums = loss.pop_fit_sums()
-    assert loss.pop_fit_sums() is None
+    sums = loss.records.pop_fit_sums()
+    assert loss.records.pop_fit_sums() is None
     assert not sums.requires_grad
     valid = units.labels != 255
     weight = torch.ones(4) if task.class_weight is None else torch.tensor(task.class_weight)
@@ -120,9 +120,9 @@ def test_fit_sums_are_the_task_before_f_and_the_simple_samples(by, task):
 def test_fit_sums_need_a_split_and_the_task():
     loss, task = KDLoss(), TASKS['all']
     loss(make(None, task))
-    assert loss.pop_fit_sums() is None
+    assert loss.records.pop_fit_sums() is None
     found = loss(make(SPLITS['unit']))
-    assert loss.pop_fit_sums() is None
+    assert loss.records.pop_fit_sums() is None
     assert found.keys() == {'loss', 'l_soft', 'l_hard'}
     torch.testing.assert_close(found['l_soft'] + 0.3 * found['l_hard'], found['loss'].detach())
 
@@ -131,10 +131,10 @@ def test_fit_sums_are_those_of_the_last_forward():
     loss, task = KDLoss(), TASKS['all']
     first, second = (make(SPLITS['unit'], task, part) for part in (slice(0, 2), slice(2, 4)))
     loss(first)
-    alone = loss.pop_fit_sums()
+    alone = loss.records.pop_fit_sums()
     loss(second)
     loss(first)
-    assert torch.equal(loss.pop_fit_sums(), alone)
+    assert torch.equal(loss.records.pop_fit_sums(), alone)
 
 
 def test_f_is_no_factor_of_the_sums_and_the_parts():
@@ -143,7 +143,9 @@ def test_f_is_no_factor_of_the_sums_and_the_parts():
     for f in (0.0, 1.0, 2.0):
         loss = KDLoss()
         losses = loss(make(SplitRule('unit', 0.5, f), task))
-        found.append(torch.stack((losses['l_soft'], losses['l_hard'], *loss.pop_fit_sums())))
+        found.append(
+            torch.stack((losses['l_soft'], losses['l_hard'], *loss.records.pop_fit_sums()))
+        )
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
@@ -159,7 +161,7 @@ def test_f_of_1_gives_the_gradient_of_no_split(loss, by):
 
 
 @pytest.mark.parametrize(('loss', 'by'), CASES)
-def test_all_void_is_exactly_zero(loss, by):
+def test_all_ignored_is_exactly_zero(loss, by):
     units = make(SPLITS[by], TASKS['valid'])
     units.labels.fill_(255)
     module = LOSSES[loss]()
@@ -167,7 +169,7 @@ def test_all_void_is_exactly_zero(loss, by):
     for name in ('loss', 'loss_ce', 'l_soft', 'l_hard'):
         assert found[name] == 0
     assert torch.equal(gradient(found, units), torch.zeros_like(units.student))
-    assert module.pop_fit_sums().tolist() == [0, 0, 0, 0]
+    assert module.records.pop_fit_sums().tolist() == [0, 0, 0, 0]
 
 
 def worker(rank):
@@ -180,7 +182,7 @@ def worker(rank):
         found[name, by] = (
             {key: value.detach() for key, value in losses.items() if key != 'acc_seg'},
             gradient(losses, units),
-            loss.pop_fit_sums(),
+            loss.records.pop_fit_sums(),
         )
     return found
 
@@ -194,7 +196,7 @@ def test_two_ranks_are_one():
             found[name, by] for found in (first, second)
         )
         assert torch.equal(sums_a, sums_b)
-        torch.testing.assert_close(sums_a, loss.pop_fit_sums())
+        torch.testing.assert_close(sums_a, loss.records.pop_fit_sums())
         for key in ('loss', 'loss_ce', 'l_soft', 'l_hard'):  # what the log averages over ranks
             mean = (losses_a[key] + losses_b[key]) / 2
             torch.testing.assert_close(mean, losses[key].detach(), msg=f'{name} {by} {key}')

@@ -34,3 +34,32 @@ def test_is_the_mean_divergence_of_all_valid_units(class_weight):
         rtol=1e-5,
         atol=1e-8,
     )
+
+
+@pytest.mark.parametrize('distance', [None, 'reverse_kl'])
+def test_standardised_logits_are_those_of_mean_0_and_deviation_1(distance):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (
+        torch.randn(2, 4, 30, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
+    labels = torch.randint(0, 4, (2, 30), generator=generator)
+    found = KDLoss(distance, 2.0, standardize=True)(Units(student, teacher, labels))['loss']
+    z = [
+        (x - x.mean(1, keepdim=True)) / x.std(1, correction=0, keepdim=True)
+        for x in (student, teacher)
+    ]
+    torch.testing.assert_close(found, KDLoss(distance, 2.0)(Units(*z, labels))['loss'])
+    other = KDLoss(distance, 2.0)(Units(student, teacher, labels))['loss']
+    assert (found - other).abs() > 0.01
+
+
+def test_standardised_logits_gradcheck():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (
+        torch.randn(1, 4, 5, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
+    labels = torch.zeros(1, 5, dtype=torch.long)
+    loss = KDLoss(standardize=True)
+    assert torch.autograd.gradcheck(
+        lambda x: loss(Units(x, teacher, labels))['loss'], student.requires_grad_()
+    )

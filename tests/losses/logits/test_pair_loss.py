@@ -6,6 +6,7 @@ import torch
 
 from mmdistill_ext.losses import KDLoss, SelectiveLoss
 from mmdistill_ext.units.base import Units
+from tests.losses.contract import heads
 from tests.two_ranks import in_two_ranks
 
 LOSSES = {
@@ -67,38 +68,38 @@ def test_nothing_goes_into_a_checkpoint(build):
 
 def test_counts_add_up_until_they_are_taken():
     loss, units = SelectiveLoss(), make()
-    assert loss.pop_counts() is None
+    assert loss.records.pop_counts() is None
     loss(units)
-    once = loss.pop_counts()
+    once = loss.records.pop_counts()
     assert once[0].tolist() == units.labels[units.labels != 255].bincount().tolist()
     assert (once[1] <= once[0]).all()
     assert 0 < once[1].sum() < once[0].sum()
     loss(units)
     loss(units)
-    assert torch.equal(loss.pop_counts(), 2 * once)
-    assert loss.pop_counts().sum() == 0
+    assert torch.equal(loss.records.pop_counts(), 2 * once)
+    assert loss.records.pop_counts().sum() == 0
 
 
 def test_contrast_is_kept_on_demand_and_given_once():
     loss, units = SelectiveLoss(), make()
     loss(units)
-    assert loss.pop_contrast() is None
-    loss.keep_contrast = True
+    assert loss.records.pop_contrast() is None
+    loss.records.keep_contrast = True
     loss(units)
-    wins, valid, _ = loss.pop_contrast()
+    wins, valid, _ = loss.records.pop_contrast()
     assert torch.equal(valid, units.labels != 255)
     assert wins.shape == units.labels.shape
-    assert wins.sum() == loss.pop_counts()[1].sum() / 2
-    assert loss.pop_contrast() is None
+    assert wins.sum() == loss.records.pop_counts()[1].sum() / 2
+    assert loss.records.pop_contrast() is None
 
 
 def test_contrast_is_painted_as_the_units_say():
     loss, units = SelectiveLoss(), make()
-    loss.keep_contrast = True
+    loss.records.keep_contrast = True
     loss(units)
-    ((_, pixels),) = loss.pop_contrast().maps().items()
+    ((_, pixels),) = loss.records.pop_contrast().maps().items()
     loss(replace(units, paint=lambda wins, valid: {'_a': (wins[:1], valid[:1])}))
-    ((suffix, painted),) = loss.pop_contrast().maps().items()
+    ((suffix, painted),) = loss.records.pop_contrast().maps().items()
     assert suffix == '_a'
     for own, other in zip(painted, pixels, strict=True):
         assert torch.equal(own, other[:1])
@@ -108,26 +109,33 @@ def test_counts_survive_a_change_of_type():
     loss, units = SelectiveLoss(), make()
     loss(units)
     loss.half()
-    assert loss.pop_counts()[0].sum() == (units.labels != 255).sum()
+    assert loss.records.pop_counts()[0].sum() == (units.labels != 255).sum()
 
 
-def test_kinds_follow_the_head():
-    assert SelectiveLoss().kinds(sigmoid=False) == ('ce', 'kl')
-    assert SelectiveLoss().kinds(sigmoid=True) == ('bce', 'bce')
-    assert SelectiveLoss(distance='mse').kinds(sigmoid=True) == ('bce', 'mse')
-    assert KDLoss(distance='reverse_kl').kinds(sigmoid=False) == ('ce', 'reverse_kl')
+def names(loss, sigmoid):
+    return loss.difference.of(sigmoid).name, loss.distance.of(sigmoid).name
+
+
+def test_difference_and_distance_follow_the_head():
+    assert names(SelectiveLoss(), sigmoid=False) == ('ce', 'kl')
+    assert names(SelectiveLoss(), sigmoid=True) == ('bce', 'bce')
+    assert names(SelectiveLoss(distance='mse'), sigmoid=True) == ('bce', 'mse')
+    assert names(KDLoss(distance='reverse_kl'), sigmoid=False) == ('ce', 'reverse_kl')
 
 
 def test_check_compares_with_the_head():
-    SelectiveLoss(class_weight=[1, 1, 1]).check(3, sigmoid=False)
-    SelectiveLoss(class_weight=[1, 1]).check(1, sigmoid=True)
-    SelectiveLoss(distance='mse').check(3, sigmoid=True)
+    SelectiveLoss(class_weight=[1, 1, 1]).check(heads(3))
+    SelectiveLoss(class_weight=[1, 1]).check(heads(1, sigmoid=True))
+    SelectiveLoss(distance='mse').check(heads(3, sigmoid=True))
+    KDLoss(standardize=True).check(heads(3))
     with pytest.raises(ValueError, match=r'`class_weight` should hold 4 weights.*Found 3'):
-        KDLoss(class_weight=[1, 1, 1]).check(4, sigmoid=False)
+        KDLoss(class_weight=[1, 1, 1]).check(heads(4))
     with pytest.raises(ValueError, match=r"sigmoid head\. Found 'reverse_kl'"):
-        KDLoss(distance='reverse_kl').check(3, sigmoid=True)
+        KDLoss(distance='reverse_kl').check(heads(3, sigmoid=True))
     with pytest.raises(ValueError, match=r"sigmoid head\. Found 'ce'"):
-        SelectiveLoss(difference='ce').check(3, sigmoid=True)
+        SelectiveLoss(difference='ce').check(heads(3, sigmoid=True))
+    with pytest.raises(ValueError, match=r"sigmoid head\. Found 'kl' with standardize=True\."):
+        KDLoss(standardize=True).check(heads(3, sigmoid=True))
 
 
 def test_class_weights_are_compared_at_first_use_too():
@@ -143,6 +151,7 @@ def test_class_weights_are_compared_at_first_use_too():
         (dict(temperature=-2.0), 'temperature=-2.0'),
         (dict(temperature='2'), "temperature='2'"),
         (dict(distance='js'), "distance='js'"),
+        (dict(distance='mse', standardize=True), "needs a softmax.*distance='mse'"),
         (dict(class_weight=[1.0, -0.5]), r'\[1.0, -0.5\]'),
         (dict(class_weight=[1.0, math.inf]), 'inf'),
         (dict(class_weight=[]), r'\[\]'),
