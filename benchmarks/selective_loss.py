@@ -40,7 +40,7 @@ def reference(student: Tensor, teacher: Tensor, target: Tensor, temperature: flo
 
 
 def make(full: tuple[int, ...], stride: int, device: torch.device) -> tuple[Tensor, ...]:
-    """Random logits at the given stride and labels at full size, a tenth of them void."""
+    """Random logits at the given stride and labels at full size, a tenth of them ignored."""
     generator = torch.Generator().manual_seed(0)
     given = (*full[:2], full[2] // stride, full[3] // stride)
     student, teacher = (torch.randn(given, generator=generator).to(device) for _ in range(2))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdistill_ext.functional import unit_distillation
+from mmdistill_ext.functional import unit_distillation, weigh_rows
 from mmdistill_ext.functional.checks import check_choice, check_factor, check_positive
+from mmdistill_ext.units.base import Units
 from mmdistill_ext.units.boxes import Boxes, overlaps
 
 BOX_DISTANCES = ('iou', 'l1', 'distribution')
@@ -82,3 +83,24 @@ def build_box_term(box: dict | None) -> BoxTerm | None:
     if not isinstance(box, dict):
         raise ValueError(f"`box` should be a dict such as dict(distance='iou'). Found {box!r}.")
     return BoxTerm(**box)
+
+
+def box_loss(
+    term: BoxTerm, units: Units, selected: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Sum over the boxes of positive units.
+
+    Args:
+        term: The distance.
+        units: With boxes.
+        selected: ``(P,)`` bool.
+        scale: Factor of everything.
+
+    Returns:
+        The loss, and its simple and hard part ``(2,)`` before ``F(x)`` if ``units.split`` is set.
+    """
+    distances = term(units.boxes, selected)
+    if units.split is None:
+        return scale * distances.sum(), None
+    simple = units.simple[units.boxes.index]
+    return weigh_rows(distances, simple, units.split.hard_weight, scale)

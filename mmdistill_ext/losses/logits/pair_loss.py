@@ -9,22 +9,11 @@ import torch
 from mmengine.dist import all_reduce
 from torch import Tensor
 
-from mmdistill_ext.functional import (
-    BlockwiseResult,
-    CrossEntropy,
-    Difference,
-    Distance,
-    Labels,
-    Selection,
-    Side,
-    Split,
-    blockwise_distillation,
-)
+from mmdistill_ext.functional import BlockwiseResult, Difference, Distance, Selection
 from mmdistill_ext.functional.checks import check_choice
-from mmdistill_ext.functional.fit import weigh_rows
 from mmdistill_ext.losses.averages import AVERAGES, class_weight_tensor, denominators, scale_of
 from mmdistill_ext.losses.base import DistillLoss
-from mmdistill_ext.losses.boxes.box_term import BoxTerm, build_box_term
+from mmdistill_ext.losses.boxes.box_term import BoxTerm, box_loss, build_box_term
 from mmdistill_ext.losses.logits.by_head import ByHead
 from mmdistill_ext.losses.logits.checks import (
     check_average,
@@ -33,15 +22,13 @@ from mmdistill_ext.losses.logits.checks import (
     check_weights,
 )
 from mmdistill_ext.losses.logits.fused_cross_entropy import own_losses, own_scale, own_weight
+from mmdistill_ext.losses.logits.units_pass import Ious, distil_units
 from mmdistill_ext.losses.records import Records
 from mmdistill_ext.units.base import Contrast, Units
 from mmdistill_ext.units.boxes import box_ious
 
 if TYPE_CHECKING:
     from mmdistill_ext.units.pair import HeadPair
-
-Ious = tuple[Tensor, Tensor]
-"""Of the student's and of the teacher's boxes with the assigned ones, ``(P,)`` each."""
 
 
 class PairLoss(DistillLoss):
@@ -144,7 +131,7 @@ class PairLoss(DistillLoss):
         if self.box is not None:
             selected = self._select_boxes(units, result, ious)
             box_scale = weight * self.box.weight * scale_of(positives, 'positive')
-            losses['loss_box'], box_parts = self._box_loss(units, selected, box_scale)
+            losses['loss_box'], box_parts = box_loss(self.box, units, selected, box_scale)
         if units.split is not None:
             parts = self._parts(result, units, scale, box_parts)
             losses['l_soft'], losses['l_hard'] = sum(parts).unbind()
@@ -156,28 +143,13 @@ class PairLoss(DistillLoss):
 
     def _run(self, units: Units, ious: Ious | None) -> BlockwiseResult:
         """The pass over all units."""
-        extras = (None, None)
-        if self.together:
-            zeros = torch.zeros_like(units.labels, dtype=torch.float32)
-            extras = tuple(zeros.index_put(units.boxes.index, 1 - iou) for iou in ious)
-        student = Side(units.student, units.student_align_corners, extras[0])
-        teacher = Side(units.teacher, units.teacher_align_corners, extras[1])
-        own = split = None
-        if units.fused is not None:
-            own = CrossEntropy(_as_tensor(units.fused.class_weight))
-        if units.split is not None:
-            rule = units.split
-            split = Split(rule.by, rule.threshold, rule.hard_weight, units.simple)
-        return blockwise_distillation(
-            student,
-            teacher,
-            Labels(units.labels, units.ignore_index, units.background),
+        return distil_units(
+            units,
+            ious if self.together else None,
             difference=self.difference.of(units.sigmoid),
             selection=self.selection,
             distance=self.distance.of(units.sigmoid),
             class_weight=self.class_weight,
-            own=own,
-            split=split,
             keep_wins=self.records.keep_contrast or self.together,
         )
 
@@ -225,23 +197,9 @@ class PairLoss(DistillLoss):
             ious = (torch.zeros_like(units.boxes.scale),) * 2
         return self.selection.boxes(*ious, wins)
 
-    def _box_loss(
-        self, units: Units, selected: Tensor, scale: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """The loss of the boxes, and its parts ``(2,)`` if split."""
-        distances = self.box(units.boxes, selected)
-        if units.split is None:
-            return scale * distances.sum(), None
-        simple = units.simple[units.boxes.index]
-        return weigh_rows(distances, simple, units.split.hard_weight, scale)
-
     def extra_repr(self) -> str:
         """The arguments."""
         return (
             f'distance={self.distance.softmax}, difference={self.difference.softmax}, '
             f'average={self.average}'
         )
-
-
-def _as_tensor(class_weight: Sequence[float] | None) -> Tensor | None:
-    return None if class_weight is None else torch.tensor(class_weight, dtype=torch.float32)
