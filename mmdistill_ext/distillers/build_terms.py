@@ -9,7 +9,6 @@ from mmdistill_ext.distillers.tapped_forward import tapped_forward
 from mmdistill_ext.distillers.teacher import Teacher
 from mmdistill_ext.distillers.terms import FeatureTerm, HeadTerm, Term
 from mmdistill_ext.losses.base import DistillLoss
-from mmdistill_ext.losses.logits.pair_loss import PairLoss
 from mmdistill_ext.registry import MODELS
 from mmdistill_ext.tap_paths import find_tap
 from mmdistill_ext.units.features.location_weights import LocationWeights
@@ -71,7 +70,7 @@ def _build_term(
         student, teacher.model, of_heads.get('head'), of_heads.get('teacher_head'), key
     )
     try:
-        _check(loss, pair)
+        loss.check(pair)
     except ValueError as error:
         raise ValueError(f'`{key}`: {error}') from error
     fused = pair.fused_loss(fuse) if fuse and loss.forms_own_loss else None
@@ -172,10 +171,3 @@ def _check_own_losses(terms: list[Term], key: str) -> None:
             )
     if not heads:
         raise ValueError(f'`{key}` needs one of the `losses` on a head. Found losses of features.')
-
-
-def _check(loss, pair):  # INTERIM
-    if isinstance(loss, PairLoss):
-        loss.check(pair.num_classes, pair.sigmoid, pair.background, pair.box_distances)
-    else:
-        loss.check(pair)

@@ -213,7 +213,7 @@ def test_the_loss_on_other_images_is_its_own_loss(tmp_path):
 def test_contrast_masks_show_where_its_teacher_wins(tmp_path):
     model = distilled(tmp_path, dots(16))
     loss = model.distillation.losses['sel']
-    loss.keep_contrast = True
+    loss.records.keep_contrast = True
     (units, _) = tiny_zoo.step(model, tiny_det.batch(model)).units
     maps = loss.records.pop_contrast().maps()
     wins = tiny_zoo.reference(units, True, joint=True)['wins']
@@ -355,7 +355,7 @@ def tagger(folder, fit=None, fuse=False, **losses):
 def test_a_pair_for_an_unknown_model_learns_by_the_definition(tmp_path):
     model = tagger(tmp_path)
     loss = model.distillation.losses['sel']
-    loss.keep_contrast = True
+    loss.records.keep_contrast = True
     inputs, samples = tagged()
     found = tiny_zoo.step(model, (inputs, samples))
     with torch.no_grad():
