@@ -1,6 +1,7 @@
 import copy
 import random
 from itertools import chain
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -8,14 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.config import Config
 from torch.utils.data import Dataset
 
 from mmdistill_ext.round_loader import (
     RoundSampler,
+    build_labelled_loader,
     build_round_loader,
-    find_pipeline,
-    labels_first,
-    with_pipeline,
+    held_out_loader_cfg,
 )
 from tests import tiny_seg
 
@@ -182,90 +183,71 @@ def test_an_empty_data_set_is_refused(dataset, tmp_path):
         build_round_loader(dict(dataset=dataset(tmp_path)), 3, 0, key='FitHook.dataloader')
 
 
-PLAIN = dict(type='BaseSegDataset', data_root='a', pipeline=['train'])
-OTHER = dict(type='BaseSegDataset', data_root='b', pipeline=['other'])
+def labelled(cfg, wanted):
+    return build_labelled_loader(
+        cfg,
+        3,
+        seed=0,
+        key='val_dataloader',
+        has_labels=lambda sample: sample >= wanted,
+        measured='errors',
+        label_kinds='boxes',
+    )
 
 
-@pytest.mark.parametrize(
-    ('dataset', 'expected'),
-    [
-        (PLAIN, dict(PLAIN, pipeline=['val'])),
-        (dict(type='A', data_root='a'), dict(type='A', data_root='a', pipeline=['val'])),
-        (dict(type='RepeatDataset', times=9, dataset=PLAIN), dict(PLAIN, pipeline=['val'])),
-        (
-            dict(
-                type='MultiImageMixDataset',
-                dataset=dict(type='RepeatDataset', times=9, dataset=PLAIN),
-                pipeline=['mosaic'],
-            ),
-            dict(PLAIN, pipeline=['val']),
-        ),
-        (
-            dict(
-                type='RepeatDataset',
-                times=2,
-                dataset=dict(
-                    type='ConcatDataset',
-                    datasets=[PLAIN, dict(type='RepeatDataset', times=3, dataset=OTHER)],
-                ),
-            ),
-            dict(
-                type='ConcatDataset',
-                datasets=[dict(PLAIN, pipeline=['val']), dict(OTHER, pipeline=['val'])],
-            ),
-        ),
-    ],
-    ids=['plain', 'without', 'repeat', 'mix', 'concat'],
-)
-def test_a_data_set_gets_another_pipeline_inside_its_wrappers(dataset, expected):
-    before = copy.deepcopy(dataset)
-    assert with_pipeline(dataset, ['val']) == expected
-    assert dataset == before
+def test_a_labelled_loader_looks_at_the_first_sample():
+    assert [len(batch) for batch in labelled(loader_cfg(), 0)] == [2, 2, 2]
+    message = (
+        '`val_dataloader.dataset` should give labels to measure errors on: its pipeline should '
+        r'load annotations \(boxes\). Found a sample without.'
+    )
+    with pytest.raises(ValueError, match=message):
+        labelled(loader_cfg(), 1)
+    with pytest.raises(ValueError, match='`val_dataloader` should be the config of a loader'):
+        labelled(None, 0)
 
 
-@pytest.mark.parametrize(
-    ('dataset', 'expected'),
-    [
-        (PLAIN, ['train']),
-        (dict(type='RepeatDataset', dataset=PLAIN), ['train']),
-        (dict(type='ConcatDataset', datasets=[OTHER, PLAIN]), ['other']),
-        (
-            dict(type='R', dataset=dict(datasets=[dict(type='R', dataset=OTHER), PLAIN])),
-            ['other'],
-        ),
-        (dict(type='MultiImageMixDataset', dataset=PLAIN, pipeline=['mosaic']), ['mosaic']),
-    ],
-    ids=['plain', 'repeat', 'concat', 'nested', 'mix'],
-)
-def test_the_pipeline_is_found_inside_the_wrappers(dataset, expected):
-    assert find_pipeline(dataset) == expected
+PIPELINE = [dict(type='LoadImageFromFile'), dict(type='Resize'), dict(type='LoadAnnotations')]
 
 
-IMAGE, RESIZE = dict(type='mmdet.LoadImageFromFile'), dict(type='Resize', scale=(32, 32))
-LABELS = dict(type='LoadAnnotations', with_bbox=True)
-PACK = dict(type='PackDetInputs')
+def run_of(val):
+    train = dict(batch_size=6, dataset=dict(type='A'))
+    return SimpleNamespace(cfg=Config(dict(train_dataloader=train, val_dataloader=val)))
 
 
-@pytest.mark.parametrize(
-    ('pipeline', 'expected'),
-    [
-        ([IMAGE, RESIZE, LABELS, PACK], [IMAGE, LABELS, RESIZE, PACK]),
-        ([IMAGE, LABELS, RESIZE, PACK], [IMAGE, LABELS, RESIZE, PACK]),
-        ([IMAGE, RESIZE, PACK], [IMAGE, RESIZE, PACK]),
-        ([RESIZE, LABELS], [LABELS, RESIZE]),
-    ],
-    ids=['after', 'before', 'without', 'no image'],
-)
-@pytest.mark.parametrize('wrap', ['plain', 'repeat', 'concat'])
-def test_labels_are_loaded_right_after_the_image(pipeline, expected, wrap):
-    def wrapped(steps):
-        plain = dict(type='CocoDataset', pipeline=steps)
-        if wrap == 'repeat':
-            return dict(type='RepeatDataset', times=2, dataset=plain)
-        return dict(type='ConcatDataset', datasets=[plain]) if wrap == 'concat' else plain
+@pytest.mark.parametrize('is_detection', [False, True])
+@pytest.mark.parametrize('labels_as_image', [False, True])
+@pytest.mark.parametrize('own', [False, True])
+def test_held_out_data_are_those_of_the_validation_or_the_hooks(own, is_detection, labels_as_image):
+    loaders = {
+        name: dict(batch_size=size, dataset=dict(type=name, pipeline=PIPELINE))
+        for name, size in (('val', 1), ('hook', 2))
+    }
+    before = copy.deepcopy(loaders)
+    cfg, key = held_out_loader_cfg(
+        run_of(loaders['val']),
+        loaders['hook'] if own else None,
+        'SomeHook',
+        is_detection=is_detection,
+        labels_as_image=labels_as_image,
+    )
+    assert loaders == before
+    assert key == ('SomeHook.dataloader' if own else 'val_dataloader')
+    assert cfg['dataset']['type'] == ('hook' if own else 'val')
+    assert cfg['batch_size'] == (2 if own else 6 if is_detection else 1)
+    steps = [step['type'] for step in cfg['dataset']['pipeline']]
+    assert (steps.index('LoadAnnotations') < steps.index('Resize')) == labels_as_image
 
-    dataset = wrapped(pipeline)
-    before = copy.deepcopy(dataset)
-    found = labels_first(dataset)
-    assert find_pipeline(found) == expected
-    assert dataset == before
+
+@pytest.mark.parametrize('cfg', [None, {}, dict(batch_size=2), 'val.py'])
+def test_what_is_no_loader_is_handed_on_with_its_key(cfg):
+    for own in (False, True):
+        found, key = held_out_loader_cfg(
+            run_of(None if own else cfg),
+            'x' if own else None,
+            'SomeHook',
+            is_detection=True,
+            labels_as_image=True,
+        )
+        assert found == ('x' if own else cfg)
+        assert key == ('SomeHook.dataloader' if own else 'val_dataloader')

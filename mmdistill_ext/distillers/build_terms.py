@@ -51,8 +51,8 @@ def _build_term(
     student: nn.Module, teacher: Teacher, name: str, cfg: dict, fuse: str | None
 ) -> Term:
     key, cfg = f'losses.{name}', dict(cfg)
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f'`losses` should have names that are identifiers. Found {name!r}.')
+    if not isinstance(name, str) or not name or '.' in name:
+        raise ValueError(f'`losses` should have names without a dot. Found {name!r}.')
     schedule = Schedule(**_take(cfg, SCHEDULE), key=key)
     of_heads, of_features = _take(cfg, OF_HEADS), _take(cfg, OF_FEATURES)
     loss = _build_loss(cfg, key)

@@ -7,24 +7,17 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from mmengine.dist import all_reduce, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.optim import AmpOptimWrapper
-from mmengine.runner import Runner, autocast
-from torch.utils.data import DataLoader
+from mmengine.runner import Runner
 
+from mmdistill_ext.dataset_configs import find_pipeline, with_pipeline
 from mmdistill_ext.hooks.common import publish, unwrapped_model
 from mmdistill_ext.hooks.fit_state import FitState
-from mmdistill_ext.hooks.start_check_hook import scan_labels
-from mmdistill_ext.isolation import eval_mode, isolated_rng
+from mmdistill_ext.hooks.gt_loss_meter import GTLossMeter
 from mmdistill_ext.registry import HOOKS
-from mmdistill_ext.round_loader import (
-    build_round_loader,
-    find_pipeline,
-    labels_first,
-    with_pipeline,
-)
+from mmdistill_ext.round_loader import held_out_loader_cfg
 from mmdistill_ext.visualization.curves import plot_fit
 
 
@@ -33,9 +26,9 @@ class FitHook(Hook):
     """Measures the GT losses whose difference is the fitting error x (FIT-2, FIT-6, FIT-7).
 
     Every ``interval`` iterations the student, in eval mode and without gradient, is compared with
-    the labels of the next ``batches`` validation batches per process. The first GT loss comes from
-    the training steps themselves. Training notices nothing: no buffer, random number or data order
-    is touched.
+    the labels of the next ``batches`` validation batches per process: the second GT loss. The first
+    GT loss comes from the training steps themselves. Measuring does not change training: no buffer,
+    random number or data order is touched.
 
     Logs ``fit/error`` (x), ``fit/weight`` (F(x)), ``fit/train_gt_loss``, ``fit/val_gt_loss``,
     ``fit/simple_share``, and ``fit/cost``, the share of the time since the start (or resumption)
@@ -51,9 +44,10 @@ class FitHook(Hook):
         dataloader: Where the second GT loss is measured; ``val_dataloader`` when not given, for
             detectors with the training's batch size. Its sampler is replaced by one that goes round
             in random permutations.
-        measure_train: Measure the first GT loss in eval mode, too, on as many training images
-            under the validation's pipeline, and take that: so dropout, batch statistics and
-            augmentation do not pose as overfitting. Logged as ``fit/train_gt_loss_eval``.
+        measure_train: Measure the first GT loss in eval mode, on as many training images under the
+            validation's pipeline, and use it instead of the training steps' own loss, which dropout
+            and augmentation raise: they would hide overfitting. Logged as
+            ``fit/train_gt_loss_eval``.
         check_labels: How many validation labels to look at before the start; 0 for none.
 
     Raises:
@@ -92,21 +86,21 @@ class FitHook(Hook):
         self.measure_train = measure_train
         self.check_labels = check_labels
         self.state = FitState(window)
-        self.loaders: dict[str, DataLoader] = {}
+        self.meters: dict[str, GTLossMeter] = {}
         self._positions: dict[str, int] = {}
         self._seconds = 0.0
 
     def before_train(self, runner: Runner) -> None:
-        """Build the loaders, try one batch of each, and go on from a checkpoint's state."""
+        """Build the loaders, try a sample of each, and restore the state of a resumed run."""
         self.distillation = getattr(unwrapped_model(runner), 'distillation', None)
         if self.distillation is None or self.distillation.fit is None:
             raise ValueError(
                 '`FitHook` needs a model with the fit loss, e.g. model.fit='
                 "dict(function=dict(type='ExponentialFit')). Found none."
             )
-        self.loaders = self._build_loaders(runner)
-        for name, loader in self.loaders.items():
-            loader.sampler.position = self._positions.get(name, 0)
+        self.meters = self._build_meters(runner)
+        for name, meter in self.meters.items():
+            meter.loader.sampler.position = self._positions.get(name, 0)
         self.distillation.fit.has_hook = True
         self._apply()
         self._start = perf_counter()
@@ -118,7 +112,7 @@ class FitHook(Hook):
         data_batch: dict | None = None,
         outputs: dict | None = None,
     ) -> None:
-        """Measure, when it is time."""
+        """Measure every ``interval`` iterations, from ``begin`` on."""
         step, start = runner.iter + 1, perf_counter()
         if step <= self.begin:
             self.distillation.fit.pop_records()
@@ -126,8 +120,8 @@ class FitHook(Hook):
         if not self.every_n_train_iters(runner, self.interval):
             return
         self._take_records()
-        for name, loader in self.loaders.items():
-            self.state.add_measured(name, step, self._measure(runner, loader))
+        for name, meter in self.meters.items():
+            self.state.add_measured(name, step, meter.measure(runner))
         try:
             scalars = self.state.update()
         except ValueError as error:
@@ -140,14 +134,14 @@ class FitHook(Hook):
         publish(runner.message_hub, {f'train/fit/{name}': v for name, v in scalars.items()})
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Put the state into the checkpoint, and draw it."""
+        """Save the state in the checkpoint, and draw its history."""
         self._take_records()
-        positions = {name: loader.sampler.position for name, loader in self.loaders.items()}
+        positions = {name: meter.loader.sampler.position for name, meter in self.meters.items()}
         checkpoint['fit'] = dict(positions=positions, **self.state.state_dict())
         self._draw(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Take the state out, when the run is resumed."""
+        """Restore the state of a resumed run."""
         if not runner._resume:
             return
         if 'fit' not in checkpoint:
@@ -161,7 +155,7 @@ class FitHook(Hook):
         self.state.load_state_dict(checkpoint['fit'])
 
     def after_train(self, runner: Runner) -> None:
-        """Say what it cost, and show the picture."""
+        """Log how long measuring took, and show the picture."""
         total = perf_counter() - self._start
         print_log(
             f'FIT: measuring took {self._seconds:.1f} s of {total:.1f} s '
@@ -170,53 +164,19 @@ class FitHook(Hook):
         )
         self._draw(runner, show=True)
 
-    def _build_loaders(self, runner: Runner) -> dict[str, DataLoader]:
-        key = 'val_dataloader' if self.dataloader is None else 'FitHook.dataloader'
-        cfg = runner.cfg.get(key) if self.dataloader is None else self.dataloader
-        if self.distillation.main_term.pair.is_detection and cfg:
-            cfg = {**cfg, 'dataset': labels_first(cfg['dataset'])}
-            if self.dataloader is None:  # a detector's loss is divided by its batch's positives
-                cfg['batch_size'] = runner.cfg.train_dataloader.batch_size
-        loaders = {'val': build_round_loader(cfg, self.batches, runner.seed, key)}
-        self._check(runner, loaders['val'], key)
+    def _build_meters(self, runner: Runner) -> dict[str, GTLossMeter]:
+        detection = self.distillation.main_term.pair.is_detection
+        cfg, key = held_out_loader_cfg(
+            runner, self.dataloader, 'FitHook', is_detection=detection, labels_as_image=detection
+        )
+        more = self.batches, self.check_labels
+        meters = {'val': GTLossMeter(runner, self.distillation, cfg, key, *more)}
         if self.measure_train:
             train = runner.cfg.train_dataloader.dataset
             cfg = {**cfg, 'dataset': with_pipeline(train, find_pipeline(cfg['dataset']))}
             key = 'train_dataloader'
-            loaders['train'] = build_round_loader(cfg, self.batches, runner.seed, key)
-            self._check(runner, loaders['train'], key)
-        return loaders
-
-    def _check(self, runner: Runner, loader: DataLoader, key: str) -> None:
-        """A look at the labels, and one sample through the student."""
-        units, dataset = self.distillation.main_term.pair, loader.dataset
-        with isolated_rng():
-            if not units.has_labels(dataset[0]):
-                raise ValueError(
-                    f'`{key}.dataset` should give labels to measure a GT loss on: its pipeline '
-                    f'should load annotations ({units.label_kinds}). Found a sample without.'
-                )
-            if self.check_labels and is_main_process():
-                classes, ignored = units.data_classes, units.ignore_index
-                scan_labels(dataset, self.check_labels, classes, ignored, key)
-            self._sum(runner, [loader.collate_fn([dataset[0]])])
-
-    def _measure(self, runner: Runner, loader: DataLoader) -> list[float]:
-        """Sums of the loss and of its weights over the next round's batches of all ranks."""
-        sampler = loader.sampler
-        with isolated_rng(runner.seed + sampler.position):
-            sums = self._sum(runner, loader)
-        sampler.position += sampler.size
-        all_reduce(sums)
-        return sums.tolist()
-
-    def _sum(self, runner: Runner, batches) -> torch.Tensor:
-        model, term = unwrapped_model(runner), self.distillation.main_term
-        wrapper = runner.optim_wrapper
-        amp = isinstance(wrapper, AmpOptimWrapper)
-        cast = dict(enabled=amp, dtype=wrapper.cast_dtype if amp else None)
-        with eval_mode(model), torch.no_grad(), autocast(**cast):
-            return sum(term.pair.gt_loss(model, batch, term.fused) for batch in batches)
+            meters['train'] = GTLossMeter(runner, self.distillation, cfg, key, *more)
+        return meters
 
     def _take_records(self) -> None:
         records = self.distillation.fit.pop_records()

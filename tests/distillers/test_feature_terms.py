@@ -358,7 +358,7 @@ def test_own_loss_needs_a_loss_that_forms_it(teacher, key):
         (dict(a=dict(type='KDLoss', tap='neck')), "`losses.a` should have `head`.*Found 'tap'"),
         (dict(a={**CWD, 'grid': 'x'}), "`losses.a.grid`.*'x'"),
         (dict(a={**CWD, 'weight_by': 'x'}), "`losses.a.weight_by`.*'x'"),
-        ({'a.b': CWD}, "`losses` should have names that are identifiers. Found 'a.b'"),
+        ({'a.b': CWD}, "`losses` should have names without a dot. Found 'a.b'"),
     ],
 )
 def test_mistakes_are_refused_at_start_by_their_key(teacher, losses, message):
