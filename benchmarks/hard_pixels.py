@@ -15,9 +15,9 @@ from torch import Tensor
 
 from mmdistill_ext import cli
 from mmdistill_ext.checkpoint import load_weights
+from mmdistill_ext.dataset_configs import find_pipeline, with_pipeline
 from mmdistill_ext.functional import simple_units
 from mmdistill_ext.registry import MODELS
-from mmdistill_ext.round_loader import find_pipeline, with_pipeline
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from mmdistill_ext import (  # noqa: F401  register everything
     hooks,
     losses,
     optim,
+    policies,
     transforms,
 )
 from mmdistill_ext.version import __version__

@@ -13,9 +13,9 @@ from mmengine.evaluator import Evaluator
 from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 
+from mmdistill_ext.losses.collaboration_loss import ENSEMBLE
 from mmdistill_ext.registry import EVALUATOR
 
-ENSEMBLE = 'ensemble'
 PATHS = ('output_dir', 'outfile_prefix', 'out_file_path')
 """Where metrics write predictions to, some to read them again when they evaluate."""
 

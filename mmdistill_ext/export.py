@@ -17,7 +17,7 @@ from torch import nn
 
 from mmdistill_ext.checkpoint import load_exactly, load_weights, write_atomic
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
-from mmdistill_ext.evaluation import ENSEMBLE
+from mmdistill_ext.losses.collaboration_loss import ENSEMBLE
 from mmdistill_ext.registry import (
     EVALUATOR,
     HOOKS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from mmengine.config import ConfigDict
@@ -10,14 +10,15 @@ from mmengine.dist import get_rank, get_world_size
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mmdistill_ext.dataset_configs import labels_first
 from mmdistill_ext.isolation import isolated_rng
 
 
 class RoundSampler(Sampler):
-    """Gives this rank's share of the next ``size`` samples, pass after pass over the data.
+    """Gives this rank's share of the next ``size`` samples, pass after pass over the data (FIT-6).
 
     Every pass is a permutation of its own, so that neighbours (frames of a video) do not come
-    together. Where it stands is one number, ``position``, the same on all ranks.
+    together. The state of the sampler is one number, ``position``, the same on all ranks.
 
     Args:
         dataset: With at least one sample.
@@ -50,8 +51,8 @@ class RoundSampler(Sampler):
 def build_round_loader(cfg: dict, batches: int, seed: int | None, key: str) -> DataLoader:
     """Build a loader that goes through ``batches`` batches per rank, from its sampler's position.
 
-    Whoever used a round moves the position on, by the sampler's ``size``. Building the loader draws
-    no random number from the training's generators.
+    The caller advances ``loader.sampler.position`` by ``loader.sampler.size`` after each round.
+    Building the loader draws no random number from the training's generators.
 
     Args:
         cfg: A loader's config, such as ``val_dataloader``; its sampler is replaced.
@@ -88,48 +89,64 @@ def _empty(key: str) -> ValueError:
     return ValueError(f'`{key}.dataset` should have at least one sample. Found none.')
 
 
-def with_pipeline(dataset: dict, pipeline: list) -> dict:
-    """Copy a data set's config with another pipeline, without what repeats or mixes its samples."""
-    dataset = ConfigDict(dataset).copy()
-    if 'dataset' in dataset:
-        return with_pipeline(dataset.dataset, pipeline)
-    if 'datasets' in dataset:
-        dataset.datasets = [with_pipeline(part, pipeline) for part in dataset.datasets]
-    else:
-        dataset.pipeline = pipeline
-    return dataset
+def held_out_loader_cfg(
+    runner: Runner, dataloader: dict | None, hook: str, *, is_detection: bool, labels_as_image: bool
+) -> tuple[dict | None, str]:
+    """The config of the loader that a hook measures on, and the config key that it stands under.
 
+    Args:
+        runner: Its config has the validation's loader, and the training's.
+        dataloader: The hook's own; ``val_dataloader`` when not given, for detectors with the
+            training's batch size, since a detector's loss is divided by its batch's positives.
+        hook: Name of the hook, for the key.
+        is_detection: The model is a detector.
+        labels_as_image: Labels are to have the size of the image as the model sees it.
 
-def find_pipeline(dataset: dict) -> list:
-    """The pipeline of the (first) data set inside any wrappers."""
-    while 'pipeline' not in dataset and ('dataset' in dataset or 'datasets' in dataset):
-        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
-    if 'pipeline' not in dataset:
-        raise ValueError(f'A data set should have a `pipeline`. Found none in {dataset!r}.')
-    return dataset['pipeline']
-
-
-def labels_first(dataset: dict) -> dict:
-    """Copy a data set's config so that its pipelines load labels right after the image.
-
-    The validation pipelines of mmdet load them after they resized the image, for a metric that
-    wants them at the original size; a loss needs what is done to the image done to them too.
+    Returns:
+        The config, unchecked, and the key for errors.
     """
-    dataset = ConfigDict(dataset).copy()
-    if 'dataset' in dataset:
-        dataset.dataset = labels_first(dataset.dataset)
-    if 'datasets' in dataset:
-        dataset.datasets = [labels_first(part) for part in dataset.datasets]
-    if 'pipeline' in dataset:
-        pipeline = list(dataset.pipeline)
-        labels = [step for step in pipeline if _last_name(step).endswith('Annotations')]
-        others = [step for step in pipeline if step not in labels]
-        images = [i for i, step in enumerate(others) if 'Image' in _last_name(step)]
-        place = images[0] + 1 if images else 0
-        dataset.pipeline = [*others[:place], *labels, *others[place:]]
-    return dataset
+    key = 'val_dataloader' if dataloader is None else f'{hook}.dataloader'
+    cfg = runner.cfg.get(key) if dataloader is None else dataloader
+    if not isinstance(cfg, dict) or 'dataset' not in cfg:
+        return cfg, key
+    if labels_as_image:
+        cfg = {**cfg, 'dataset': labels_first(cfg['dataset'])}
+    if is_detection and dataloader is None:
+        cfg = {**cfg, 'batch_size': runner.cfg.train_dataloader.batch_size}
+    return cfg, key
 
 
-def _last_name(step: dict) -> str:
-    kind = step['type']
-    return (kind if isinstance(kind, str) else kind.__name__).rsplit('.', 1)[-1]
+def build_labelled_loader(
+    cfg: dict | None,
+    batches: int,
+    seed: int | None,
+    key: str,
+    *,
+    has_labels: Callable[[dict], bool],
+    measured: str,
+    label_kinds: str = '',
+) -> DataLoader:
+    """Build a loader that goes round, see :func:`build_round_loader`, over data with labels.
+
+    Args:
+        cfg: A loader's config.
+        batches: Batches per round and rank, >= 1.
+        seed: The run's.
+        key: The config key to name in errors.
+        has_labels: Tells of a sample of the data set whether it has the labels that are needed.
+        measured: What is measured on the labels, for errors.
+        label_kinds: The labels that are needed, for errors.
+
+    Raises:
+        ValueError: The config is none, its data set is empty, or the first sample has no labels.
+    """
+    loader = build_round_loader(cfg, batches, seed, key)
+    with isolated_rng():
+        sample = loader.dataset[0]
+    if not has_labels(sample):
+        kinds = f' ({label_kinds})' if label_kinds else ''
+        raise ValueError(
+            f'`{key}.dataset` should give labels to measure {measured} on: its pipeline should '
+            f'load annotations{kinds}. Found a sample without.'
+        )
+    return loader

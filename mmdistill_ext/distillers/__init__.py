@@ -2,24 +2,5 @@
 
 from mmdistill_ext.distillers.collaborative import CollaborativeDistiller
 from mmdistill_ext.distillers.teacher_student import build_teacher_student
-from mmdistill_ext.policies.fit_functions import ConstantFit, ExponentialFit, LogisticFit
-from mmdistill_ext.policies.second_predictions import (
-    General,
-    Linear,
-    MinLogit,
-    MinLoss,
-    ValidationWeighted,
-)
 
-__all__ = [
-    'CollaborativeDistiller',
-    'ConstantFit',
-    'ExponentialFit',
-    'General',
-    'Linear',
-    'LogisticFit',
-    'MinLogit',
-    'MinLoss',
-    'ValidationWeighted',
-    'build_teacher_student',
-]
+__all__ = ['CollaborativeDistiller', 'build_teacher_student']

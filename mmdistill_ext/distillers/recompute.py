@@ -1,4 +1,4 @@
-"""The losses of a network, with its activations kept or formed again for the backward pass."""
+"""The losses of a network, with its activations kept or recomputed for the backward pass."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 
 def network_loss(network: nn.Module, inputs: Tensor, data_samples: list) -> dict:
-    """A network's own losses."""
+    """A network's own losses (COL-2)."""
     return network(inputs, data_samples, mode='loss')
 
 
 def recomputed_loss(network: nn.Module, inputs: Tensor, data_samples: list) -> dict:
-    """The same, its activations freed; the backward pass runs the network once more."""
+    """A network's own losses (COL-2); the backward pass recomputes the activations, freed here."""
     return checkpoint(
         network_loss,
         network,
@@ -29,7 +29,7 @@ def recomputed_loss(network: nn.Module, inputs: Tensor, data_samples: list) -> d
 
 @contextmanager
 def _statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Let BatchNorm count its batches in copies of its statistics, which are thrown away."""
+    """Let BatchNorm update copies of its statistics, so that recomputing counts no batch twice."""
     counting = [
         module
         for module in network.modules()

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
-from mmengine.dist import all_reduce, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner
-from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from mmdistill_ext.checkpoint import write_atomic
-from mmdistill_ext.distillers.collaborative import ENSEMBLE, CollaborativeDistiller
+from mmdistill_ext.dataset_configs import walk_datasets
+from mmdistill_ext.distillers.collaborative import CollaborativeDistiller
 from mmdistill_ext.evaluation import NetworksEvaluator
-from mmdistill_ext.export import SCORES
 from mmdistill_ext.hooks.common import publish, unwrapped_model
-from mmdistill_ext.isolation import eval_mode, isolated_rng
+from mmdistill_ext.hooks.compared_metric import ComparedMetric
+from mmdistill_ext.hooks.networks_validation import HeldOutErrors, NetworksValidation
+from mmdistill_ext.losses.collaboration_loss import ENSEMBLE
+from mmdistill_ext.network_scores import record_scores
 from mmdistill_ext.registry import HOOKS
-from mmdistill_ext.round_loader import build_round_loader, labels_first
 from mmdistill_ext.transforms import MakeViews
 from mmdistill_ext.visualization.curves import plot_networks
-
-METRICS = ('mIoU', 'coco/bbox_mAP', 'pascal_voc/mAP')
-"""What networks are compared by when no metric is named: the first of these there is."""
-ILL_CONDITIONED = 1e6
-"""Condition number of a matrix of errors that is worth a warning."""
 
 
 @HOOKS.register_module()
@@ -38,10 +31,10 @@ class CollaborationHook(Hook):
 
     After every validation, ``ValidationWeighted`` takes its weights from the metrics and
     ``General`` from the errors on held-out images, of all processes. The model gets them when the
-    validation is over: a checkpoint that is written in it holds the weights that were validated. A
-    resumed run that stands at a validation repeats it first. Logs ``val/weight/<network>``, writes
-    the scores, the new weights and the best network to ``networks.json`` in the run's folder, where
-    ``tools/export_student.py --network best`` reads, and draws them
+    validation is over: a checkpoint saved during validation holds the weights that were validated.
+    A run resumed from such a checkpoint validates again first. Logs ``val/weight/<network>``,
+    writes the scores, the new weights and the best network to ``networks.json`` in the run's
+    folder, where ``tools/export_student.py --network best`` reads, and draws them
     (``<work_dir>/<time>/vis_data/networks.png``).
 
     Args:
@@ -69,8 +62,8 @@ class CollaborationHook(Hook):
         self.metric = metric
         self.batches = batches
         self.dataloader = dataloader
-        self._loader = None
-        self._weights = None  # found, and not the model's yet
+        self._errors: HeldOutErrors | None = None
+        self._weights: Tensor | None = None  # found, and not the model's yet
         self._repeats = False
 
     def before_train(self, runner: Runner) -> None:
@@ -84,11 +77,11 @@ class CollaborationHook(Hook):
         check_views(runner.train_dataloader.dataset, self.model.names)
         if self.model.second.weights_from:
             self._check_validation(runner)
-        self._check_names(runner)
+        self.compared = self._build_compared_metric(runner)
         if self.model.second.weights_from:
             self.model.has_hook = True
             if self.model.second.weights_from == 'errors':
-                self._loader = self._build_loader(runner)
+                self._errors = HeldOutErrors(runner, self.model, self.dataloader, self.batches)
             self._repeats = _stands_at_validation(runner)
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -102,27 +95,26 @@ class CollaborationHook(Hook):
         """Find the weights, log them, and mark the best network."""
         if not isinstance(getattr(self, 'model', None), CollaborativeDistiller):
             return  # validated without training
-        metrics, names = metrics or {}, self.model.names
-        metric = self._metric(metrics)
-        scores = {name: _finite(metrics.get(f'{name}/{metric}')) for name in (*names, ENSEMBLE)}
-        self._weights = self._find_weights(runner, metrics)
+        names = self.model.names
+        validation = NetworksValidation(names, metrics or {}, lambda: self._errors.measure(runner))
+        metric = self.compared.choose(validation.metrics)
+        scores = {name: validation.score(name, metric) for name in (*names, ENSEMBLE)}
+        self._weights = self.model.second.find_weights(validation)
         weights = self.model.weights if self._weights is None else self._weights
-        found = dict(zip(names, weights.tolist(), strict=True))
+        named = dict(zip(names, weights.tolist(), strict=True))
         if self.model.second.weights_from:
-            publish(runner.message_hub, {f'val/weight/{name}': w for name, w in found.items()})
-        own = {name: scores[name] for name in names if scores[name] is not None}
-        best = max(own, key=own.get) if own else None
-        if best is not None:
+            publish(runner.message_hub, {f'val/weight/{name}': w for name, w in named.items()})
+        entry = dict(metric=metric, scores=scores, weights=named, best=_best(scores, names))
+        if entry['best'] is not None:
             others = ', '.join(f'{k} {v:.4g}' for k, v in scores.items() if v is not None)
-            print_log(f'Best network: {best} ({metric}: {others}).', 'current')
+            print_log(f'Best network: {entry["best"]} ({metric}: {others}).', 'current')
         if is_main_process():
-            entry = dict(metric=metric, scores=scores, weights=found, best=best)
-            known = record(Path(runner.work_dir, SCORES), runner.iter, entry)
-            image = plot_networks(known, Path(runner.log_dir, 'vis_data', 'networks.png'))
+            history = record_scores(runner.work_dir, runner.iter, entry)
+            image = plot_networks(history, Path(runner.log_dir, 'vis_data', 'networks.png'))
             runner.visualizer.add_image('networks', image, runner.iter)
 
     def after_val(self, runner: Runner) -> None:
-        """Give the model its weights, and its running mean of an ``EMAHook`` the same."""
+        """Give the found weights to the model, and to its running mean of an ``EMAHook``."""
         if self._weights is None:
             return
         means = [getattr(hook, 'ema_model', None) for hook in runner.hooks]
@@ -130,148 +122,54 @@ class CollaborationHook(Hook):
             model.weights.copy_(self._weights)
         self._weights = None
 
-    def _wanted(self) -> dict[str, str]:
-        """Config key -> the metric that it names; what networks are compared by is first."""
+    def _build_compared_metric(self, runner: Runner) -> ComparedMetric:
         named = {
             'CollaborationHook.metric': self.metric,
             'second.metric': getattr(self.model.second, 'metric', None),
         }
-        return {key: metric for key, metric in named.items() if metric is not None}
-
-    def _check_names(self, runner: Runner) -> None:
-        """Refuse what no metric of the evaluator can be called; the rest its results show."""
+        named = {key: metric for key, metric in named.items() if metric is not None}
+        compared = ComparedMetric(named, (*self.model.names, ENSEMBLE))
         metrics = getattr(getattr(runner.val_loop, 'evaluator', None), 'metrics', ())
-        prefixes = [metric.prefix for metric in metrics]
-        networks = (*self.model.names, ENSEMBLE)
-        for key, name in self._wanted().items():
-            own = name.partition('/')[0] in networks
-            possible = [name.startswith(f'{prefix}/') if prefix else not own for prefix in prefixes]
-            if prefixes and not any(possible):
-                raise ValueError(
-                    f"`{key}` should be a metric's name with its prefix and without a network's. "
-                    f"Found '{name}', prefixes are {prefixes}."
-                )
-
-    def _metric(self, metrics: dict) -> str:
-        parts = [name.partition('/') for name in metrics]
-        known = {rest for name, _, rest in parts if name in (*self.model.names, ENSEMBLE)}
-        for key, name in self._wanted().items():
-            if metrics and name not in known:
-                raise ValueError(
-                    f"`{key}` should be a metric of each network's validation. Found '{name}', "
-                    f'there are {sorted(known) or "none (see NetworksEvaluator)"}.'
-                )
-        default = next((name for name in METRICS if name in known), min(known, default='none'))
-        return next(iter(self._wanted().values()), default)
-
-    def _find_weights(self, runner: Runner, metrics: dict) -> Tensor | None:
-        second = self.model.second
-        if second.weights_from == 'metric':
-            scores = [_finite(metrics.get(f'{n}/{second.metric}')) for n in self.model.names]
-            if None in scores:
-                _warn(f'Not every network has a {second.metric} yet: the weights stay.')
-                return None
-            return second.weights(scores)
-        if second.weights_from == 'errors':
-            correlation = self._measure(runner)
-            if not torch.isfinite(correlation).all() or not correlation.diagonal().mean() > 0:
-                _warn('The errors on held-out images are not finite, or none: the weights stay.')
-                return None
-            weights, condition = second.weights(correlation.cpu())
-            if condition > ILL_CONDITIONED:
-                _warn(
-                    f'The networks err nearly alike (condition number {condition:.1e}): '
-                    f'second.ridge={second.ridge} decides.'
-                )
-            return weights
-        return None
-
-    def _measure(self, runner: Runner) -> Tensor:
-        """Sum of products of errors over the next round's batches of all ranks."""
-        sampler = self._loader.sampler
-        sampler.position = runner.iter * sampler.size  # the same after a resumption
-        with isolated_rng(runner.seed), eval_mode(self.model):
-            total = sum(self.model.error_correlation(batch) for batch in self._loader)
-        all_reduce(total)
-        return total
+        compared.check_prefixes([metric.prefix for metric in metrics])
+        return compared
 
     def _check_validation(self, runner: Runner) -> None:
-        kind = type(self.model.second).__name__
+        second = self.model.second
         if runner.val_loop is None:
             raise ValueError(
-                f'`second`={kind} takes its weights from the validation: it needs '
+                f'`second`={type(second).__name__} takes its weights from the validation: it needs '
                 '`val_dataloader`, `val_evaluator` and `val_cfg`. Found none.'
             )
         evaluator = runner.val_loop.evaluator
-        if self.model.second.weights_from == 'metric' and not isinstance(
-            evaluator, NetworksEvaluator
-        ):
+        if second.weights_from == 'metric' and not isinstance(evaluator, NetworksEvaluator):
             raise ValueError(
-                f"`second`={kind} needs val_evaluator=dict(type='mmdistill_ext.NetworksEvaluator', "
-                f'metrics=...), which scores every network. Found {type(evaluator).__name__}.'
+                f'`second`={type(second).__name__} needs '
+                "val_evaluator=dict(type='mmdistill_ext.NetworksEvaluator', metrics=...), which "
+                f'scores every network. Found {type(evaluator).__name__}.'
             )
 
-    def _build_loader(self, runner: Runner):
-        key = 'val_dataloader' if self.dataloader is None else 'CollaborationHook.dataloader'
-        cfg = runner.cfg.get(key) if self.dataloader is None else self.dataloader
-        if isinstance(cfg, dict) and 'dataset' in cfg:
-            cfg = {**cfg, 'dataset': labels_first(cfg['dataset'])}
-            if self.dataloader is None and self.model.joint.average == 'positive':
-                cfg['batch_size'] = runner.cfg.train_dataloader.batch_size
-        loader = build_round_loader(cfg, self.batches, runner.seed, key)
-        with isolated_rng(), eval_mode(self.model):
-            first = loader.dataset[0]
-            if not _is_labelled(first['data_samples']):
+
+def check_views(dataset: Any, names: list[str]) -> None:
+    """Refuse a pipeline whose views are not those of the networks, in their order (COL-6)."""
+    for part in walk_datasets(dataset):
+        pipeline = getattr(part, 'pipeline', None) or ()  # a wrapper that mixes images has a list
+        for transform in getattr(pipeline, 'transforms', pipeline):
+            if isinstance(transform, MakeViews) and transform.names != names:
                 raise ValueError(
-                    f'`{key}.dataset` should give labels to measure errors on: its pipeline should '
-                    'load annotations. Found a sample without.'
+                    f'`MakeViews.views` should be those of `students`, in order: {names}. Found '
+                    f'{transform.names}.'
                 )
-            self.model.error_correlation(loader.collate_fn([first]))
-        return loader
 
 
-def check_views(dataset, names: list[str]) -> None:
-    """Refuse a pipeline whose views are not those of the networks, in their order."""
-    pipeline = getattr(dataset, 'pipeline', None) or ()  # a wrapper that mixes images has a list
-    for transform in getattr(pipeline, 'transforms', pipeline):
-        if isinstance(transform, MakeViews) and transform.names != names:
-            raise ValueError(
-                f'`MakeViews.views` should be those of `students`, in order: {names}. Found '
-                f'{transform.names}.'
-            )
-    for part in (*getattr(dataset, 'datasets', ()), getattr(dataset, 'dataset', None)):
-        if part is not None:
-            check_views(part, names)
-
-
-def record(path: Path, iteration: int, entry: dict) -> dict[int, dict]:
-    """Add a validation to the file, in place of earlier ones of this iteration or a later.
-
-    Returns:
-        Iteration -> all that the file holds.
-    """
-    known = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-    known = {int(key): value for key, value in known.items() if int(key) < iteration}
-    known[iteration] = entry
-    text = json.dumps(known, indent=2)
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding='utf-8'))
-    return known
-
-
-def _is_labelled(sample: BaseDataElement) -> bool:
-    return 'gt_sem_seg' in sample or 'bboxes' in sample.get('gt_instances', ())
+def _best(scores: Mapping[str, float | None], names: list[str]) -> str | None:
+    """The network with the largest score, if any has one."""
+    known = {name: scores[name] for name in names if scores[name] is not None}
+    return max(known, key=known.get) if known else None
 
 
 def _stands_at_validation(runner: Runner) -> bool:
+    """Whether the checkpoint that a run is resumed from was saved during a validation."""
     loop = runner.train_loop
     loop._decide_current_val_interval()  # `dynamic_intervals`; else not before the next iteration
     done = runner.epoch if isinstance(loop, EpochBasedTrainLoop) else runner.iter
     return done > 0 and done >= loop.val_begin and done % loop.val_interval == 0
-
-
-def _finite(value: float | None) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _warn(message: str) -> None:
-    print_log(message, logger='current', level=logging.WARNING)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from mmengine.logging import MessageHub
 from mmengine.model import is_model_wrapper
@@ -25,14 +25,3 @@ def publish(hub: MessageHub, scalars: Mapping[str, float | None]) -> None:
         hub.log_scalars.pop(key, None)
         if value is not None:
             hub.update_scalar(key, value)
-
-
-def plain_datasets(dataset) -> Iterator:
-    """The plain data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    if hasattr(dataset, 'datasets'):
-        for part in dataset.datasets:
-            yield from plain_datasets(part)
-    elif hasattr(dataset, 'dataset'):
-        yield from plain_datasets(dataset.dataset)
-    else:
-        yield dataset

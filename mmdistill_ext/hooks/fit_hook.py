@@ -14,17 +14,13 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner, autocast
 from torch.utils.data import DataLoader
 
+from mmdistill_ext.dataset_configs import find_pipeline, with_pipeline
 from mmdistill_ext.hooks.common import publish, unwrapped_model
 from mmdistill_ext.hooks.fit_state import FitState
 from mmdistill_ext.hooks.start_check_hook import scan_labels
 from mmdistill_ext.isolation import eval_mode, isolated_rng
 from mmdistill_ext.registry import HOOKS
-from mmdistill_ext.round_loader import (
-    build_round_loader,
-    find_pipeline,
-    labels_first,
-    with_pipeline,
-)
+from mmdistill_ext.round_loader import build_labelled_loader, held_out_loader_cfg
 from mmdistill_ext.visualization.curves import plot_fit
 
 
@@ -33,9 +29,9 @@ class FitHook(Hook):
     """Measures the GT losses whose difference is the fitting error x (FIT-2, FIT-6, FIT-7).
 
     Every ``interval`` iterations the student, in eval mode and without gradient, is compared with
-    the labels of the next ``batches`` validation batches per process. The first GT loss comes from
-    the training steps themselves. Training notices nothing: no buffer, random number or data order
-    is touched.
+    the labels of the next ``batches`` validation batches per process: the second GT loss. The first
+    GT loss comes from the training steps themselves. Measuring does not change training: no buffer,
+    random number or data order is touched.
 
     Logs ``fit/error`` (x), ``fit/weight`` (F(x)), ``fit/train_gt_loss``, ``fit/val_gt_loss``,
     ``fit/simple_share``, and ``fit/cost``, the share of the time since the start (or resumption)
@@ -51,9 +47,10 @@ class FitHook(Hook):
         dataloader: Where the second GT loss is measured; ``val_dataloader`` when not given, for
             detectors with the training's batch size. Its sampler is replaced by one that goes round
             in random permutations.
-        measure_train: Measure the first GT loss in eval mode, too, on as many training images
-            under the validation's pipeline, and take that: so dropout, batch statistics and
-            augmentation do not pose as overfitting. Logged as ``fit/train_gt_loss_eval``.
+        measure_train: Measure the first GT loss in eval mode, on as many training images under the
+            validation's pipeline, and use it instead of the training steps' own loss, which dropout
+            and augmentation raise: they would hide overfitting. Logged as
+            ``fit/train_gt_loss_eval``.
         check_labels: How many validation labels to look at before the start; 0 for none.
 
     Raises:
@@ -97,7 +94,7 @@ class FitHook(Hook):
         self._seconds = 0.0
 
     def before_train(self, runner: Runner) -> None:
-        """Build the loaders, try one batch of each, and go on from a checkpoint's state."""
+        """Build the loaders, try a sample of each, and restore the state of a resumed run."""
         self.distillation = getattr(unwrapped_model(runner), 'distillation', None)
         if self.distillation is None or self.distillation.fit is None:
             raise ValueError(
@@ -118,7 +115,7 @@ class FitHook(Hook):
         data_batch: dict | None = None,
         outputs: dict | None = None,
     ) -> None:
-        """Measure, when it is time."""
+        """Measure every ``interval`` iterations, from ``begin`` on."""
         step, start = runner.iter + 1, perf_counter()
         if step <= self.begin:
             self.distillation.fit.pop_records()
@@ -140,14 +137,14 @@ class FitHook(Hook):
         publish(runner.message_hub, {f'train/fit/{name}': v for name, v in scalars.items()})
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Put the state into the checkpoint, and draw it."""
+        """Save the state in the checkpoint, and draw its history."""
         self._take_records()
         positions = {name: loader.sampler.position for name, loader in self.loaders.items()}
         checkpoint['fit'] = dict(positions=positions, **self.state.state_dict())
         self._draw(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Take the state out, when the run is resumed."""
+        """Restore the state of a resumed run."""
         if not runner._resume:
             return
         if 'fit' not in checkpoint:
@@ -161,7 +158,7 @@ class FitHook(Hook):
         self.state.load_state_dict(checkpoint['fit'])
 
     def after_train(self, runner: Runner) -> None:
-        """Say what it cost, and show the picture."""
+        """Log how long measuring took, and show the picture."""
         total = perf_counter() - self._start
         print_log(
             f'FIT: measuring took {self._seconds:.1f} s of {total:.1f} s '
@@ -171,35 +168,35 @@ class FitHook(Hook):
         self._draw(runner, show=True)
 
     def _build_loaders(self, runner: Runner) -> dict[str, DataLoader]:
-        key = 'val_dataloader' if self.dataloader is None else 'FitHook.dataloader'
-        cfg = runner.cfg.get(key) if self.dataloader is None else self.dataloader
-        if self.distillation.main_term.pair.is_detection and cfg:
-            cfg = {**cfg, 'dataset': labels_first(cfg['dataset'])}
-            if self.dataloader is None:  # a detector's loss is divided by its batch's positives
-                cfg['batch_size'] = runner.cfg.train_dataloader.batch_size
-        loaders = {'val': build_round_loader(cfg, self.batches, runner.seed, key)}
-        self._check(runner, loaders['val'], key)
+        detection = self.distillation.main_term.pair.is_detection
+        cfg, key = held_out_loader_cfg(
+            runner, self.dataloader, 'FitHook', is_detection=detection, labels_as_image=detection
+        )
+        loaders = {'val': self._build_loader(runner, cfg, key)}
         if self.measure_train:
             train = runner.cfg.train_dataloader.dataset
             cfg = {**cfg, 'dataset': with_pipeline(train, find_pipeline(cfg['dataset']))}
-            key = 'train_dataloader'
-            loaders['train'] = build_round_loader(cfg, self.batches, runner.seed, key)
-            self._check(runner, loaders['train'], key)
+            loaders['train'] = self._build_loader(runner, cfg, 'train_dataloader')
         return loaders
 
-    def _check(self, runner: Runner, loader: DataLoader, key: str) -> None:
-        """A look at the labels, and one sample through the student."""
-        units, dataset = self.distillation.main_term.pair, loader.dataset
+    def _build_loader(self, runner: Runner, cfg: dict | None, key: str) -> DataLoader:
+        """Build a loader, look at its labels, and try one sample with the student."""
+        pair = self.distillation.main_term.pair
+        loader = build_labelled_loader(
+            cfg,
+            self.batches,
+            runner.seed,
+            key,
+            has_labels=pair.has_labels,
+            measured='a GT loss',
+            label_kinds=pair.label_kinds,
+        )
         with isolated_rng():
-            if not units.has_labels(dataset[0]):
-                raise ValueError(
-                    f'`{key}.dataset` should give labels to measure a GT loss on: its pipeline '
-                    f'should load annotations ({units.label_kinds}). Found a sample without.'
-                )
             if self.check_labels and is_main_process():
-                classes, ignored = units.data_classes, units.ignore_index
-                scan_labels(dataset, self.check_labels, classes, ignored, key)
-            self._sum(runner, [loader.collate_fn([dataset[0]])])
+                classes, ignored = pair.data_classes, pair.ignore_index
+                scan_labels(loader.dataset, self.check_labels, classes, ignored, key)
+            self._sum(runner, [loader.collate_fn([loader.dataset[0]])])
+        return loader
 
     def _measure(self, runner: Runner, loader: DataLoader) -> list[float]:
         """Sums of the loss and of its weights over the next round's batches of all ranks."""

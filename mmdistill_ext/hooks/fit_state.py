@@ -1,4 +1,4 @@
-"""The running means behind the fitting error, and what is said about them (FIT-2, FIT-7)."""
+"""The running means behind the fitting error, and the history of it (FIT-2, FIT-7)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mmdistill_ext.functional import fitting_error
 
 
 class FitState:
-    """Sums over the last ``window`` iterations, and the history of what came out.
+    """Sums over the last ``window`` iterations, and the history of the means (FIT-2, FIT-7).
 
     All numbers are sums over all ranks, so every rank has the same state.
 
@@ -29,16 +29,16 @@ class FitState:
         self.history: list[dict[str, float]] = []
 
     def add_steps(self, steps: list[list[float]]) -> None:
-        """Take in training steps: task loss, its weights, simple samples, valid samples."""
+        """Add training steps, each ``[own loss, its weights, simple samples, valid samples]``."""
         self.train.extend(steps)
 
-    def add_measured(self, kind: str, iteration: int, sums: list[float]) -> None:
-        """Take in a measurement in eval mode on ``'val'`` or ``'train'`` data: loss, weights."""
-        kept = [row for row in self.measured[kind] if row[0] > iteration - self.window]
-        self.measured[kind] = [*kept, [iteration, *sums]]
+    def add_measured(self, data: str, iteration: int, sums: list[float]) -> None:
+        """Add a measurement ``[loss, weights]`` in eval mode on ``'val'`` or ``'train'`` data."""
+        kept = [row for row in self.measured[data] if row[0] > iteration - self.window]
+        self.measured[data] = [*kept, [iteration, *sums]]
 
     def update(self) -> dict[str, float]:
-        """Work out the fitting error anew where both losses have samples.
+        """Compute the fitting error ``x`` anew if both GT losses have samples (FIT-2).
 
         Returns:
             Those of ``train_gt_loss``, ``train_gt_loss_eval``, ``val_gt_loss``, ``error`` and
@@ -53,19 +53,19 @@ class FitState:
             val_gt_loss=_mean(self.measured['val'], 1, 2),
             simple_share=_mean(self.train, 2, 3),
         )
-        own = 'train_gt_loss' if means['train_gt_loss_eval'] is None else 'train_gt_loss_eval'
-        if means[own] is not None and means['val_gt_loss'] is not None:
-            self.error = means['error'] = fitting_error(means[own], means['val_gt_loss'])
+        train = 'train_gt_loss' if means['train_gt_loss_eval'] is None else 'train_gt_loss_eval'
+        if means[train] is not None and means['val_gt_loss'] is not None:
+            self.error = means['error'] = fitting_error(means[train], means['val_gt_loss'])
         return {name: value for name, value in means.items() if value is not None}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers."""
+        """The state as plain lists and numbers, for a checkpoint."""
         return dict(
             train=list(self.train), measured=self.measured, error=self.error, history=self.history
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Restore what :meth:`state_dict` gave."""
         self.train = deque(state['train'], maxlen=self.window)
         self.measured, self.error = state['measured'], state['error']
         self.history = state['history']

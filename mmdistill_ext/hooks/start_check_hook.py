@@ -10,7 +10,8 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import nn
 
-from mmdistill_ext.hooks.common import plain_datasets, unwrapped_model
+from mmdistill_ext.dataset_configs import plain_datasets
+from mmdistill_ext.hooks.common import unwrapped_model
 from mmdistill_ext.isolation import isolated_rng
 from mmdistill_ext.registry import HOOKS
 

@@ -1,6 +1,7 @@
 """Evaluation functions F(x) of the fit loss (FIT-5). The source lost its own; these are ours.
 
-A function of one's own: a class with ``__call__(x: float) -> float``, >= 0, registered with
+They share one file because each is a single formula, and one is chosen by comparing the three. A
+function of one's own: a class with ``__call__(x: float) -> float``, >= 0, registered with
 ``@FIT_FUNCTIONS.register_module()``.
 """
 
@@ -16,11 +17,12 @@ from mmdistill_ext.registry import FIT_FUNCTIONS
 @FIT_FUNCTIONS.register_module()
 @dataclass(frozen=True)
 class ExponentialFit:
-    """``F(x) = min(b^x, f_max)``.
+    """``F(x) = min(b^x, f_max)`` (FIT-5, ours).
 
     Args:
         b: Base, > 1. With 10, F is 1/2 at x = -0.3.
-        f_max: Upper bound, > 0; reached where the validation loss is far below the training loss.
+        f_max: Upper bound of F(x), > 0; F reaches it where the validation loss is far below the
+            training loss.
 
     Raises:
         ValueError: A value is out of its range.
@@ -33,14 +35,14 @@ class ExponentialFit:
         self(0.0)
 
     def __call__(self, x: float) -> float:
-        """F at a fitting error."""
+        """F(x) at the fitting error x."""
         return exponential_fit(x, self.b, self.f_max)
 
 
 @FIT_FUNCTIONS.register_module()
 @dataclass(frozen=True)
 class LogisticFit:
-    """``F(x) = 2 / (1 + b^-x)``, in (0, 2).
+    """``F(x) = 2 / (1 + b^-x)``, in (0, 2) (FIT-5, ours).
 
     Args:
         b: Base, > 1.
@@ -55,14 +57,14 @@ class LogisticFit:
         self(0.0)
 
     def __call__(self, x: float) -> float:
-        """F at a fitting error."""
+        """F(x) at the fitting error x."""
         return logistic_fit(x, self.b)
 
 
 @FIT_FUNCTIONS.register_module()
 @dataclass(frozen=True)
 class ConstantFit:
-    """``F(x) = c``; with 1 the run is plain distillation.
+    """``F(x) = c`` (FIT-5, ours); with 1 the run is plain distillation.
 
     Args:
         c: >= 0.
@@ -77,5 +79,5 @@ class ConstantFit:
         check_factor('c', self.c)
 
     def __call__(self, x: float) -> float:
-        """F, whatever the fitting error."""
+        """``c`` at any fitting error x."""
         return float(self.c)

@@ -7,10 +7,10 @@ from functools import partial
 import pytest
 import torch
 
-from mmdistill_ext.distillers import ConstantFit
 from mmdistill_ext.distillers.teacher_student import build_teacher_student
 from mmdistill_ext.functional import unit_distillation
 from mmdistill_ext.losses.boxes.box_term import BoxTerm
+from mmdistill_ext.policies import ConstantFit
 from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.base import SplitRule
 from mmdistill_ext.units.dense.families.atss import ATSS

@@ -5,10 +5,10 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 
-from mmdistill_ext.distillers import ConstantFit, ExponentialFit, LogisticFit
 from mmdistill_ext.distillers.fit import Fit
 from mmdistill_ext.distillers.teacher_student import build_teacher_student
 from mmdistill_ext.functional import exponential_fit, fit_parts, logistic_fit, simple_units
+from mmdistill_ext.policies import ConstantFit, ExponentialFit, LogisticFit
 from mmdistill_ext.registry import FIT_FUNCTIONS
 from mmdistill_ext.units.base import SplitRule
 from tests import tiny_seg

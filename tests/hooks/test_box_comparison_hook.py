@@ -20,12 +20,11 @@ from mmengine.structures import InstanceData
 from mmengine.visualization import Visualizer
 
 from mmdistill_ext.hooks.box_comparison_hook import (
-    GAP,
     BoxComparisonHook,
     check_label_order,
-    compare_boxes,
     predict_as_teacher,
 )
+from mmdistill_ext.visualization.boxes import GAP, compare_boxes
 from tests import tiny_det, tiny_seg
 from tests.runs import assert_identical
 

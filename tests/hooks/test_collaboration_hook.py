@@ -1,7 +1,6 @@
 """What the networks take from their validation, and what is refused before it."""
 
 import json
-import logging
 import math
 import random
 import re
@@ -15,8 +14,9 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch.utils.data import ConcatDataset
 
-from mmdistill_ext.hooks import CollaborationHook, collaboration_hook
-from mmdistill_ext.hooks.collaboration_hook import check_views, record
+from mmdistill_ext.hooks import CollaborationHook
+from mmdistill_ext.hooks.collaboration_hook import check_views
+from mmdistill_ext.policies.second_predictions import general, validation_weighted
 from mmdistill_ext.transforms import MakeViews
 from tests import tiny_seg
 from tests.runs import assert_identical, logged, state_of, train
@@ -27,14 +27,10 @@ VALIDATION = ('val_dataloader', 'val_evaluator', 'val_cfg')
 
 @pytest.fixture
 def said(monkeypatch):
-    """What the hook warns of."""
+    """What the policies warn of."""
     found = []
-
-    def note(message, logger=None, level=logging.INFO):
-        if level == logging.WARNING:
-            found.append(message)
-
-    monkeypatch.setattr(collaboration_hook, 'print_log', note)
+    for module in (general, validation_weighted):
+        monkeypatch.setattr(module, 'warn', found.append)
     return found
 
 
@@ -251,7 +247,7 @@ def test_weights_by_errors(
     runner, hook = started(config(root, tmp_path, dict(type='General', ridge=1e-6)))
     runner.model.weights.copy_(torch.tensor([0.125, 0.875]))
     found = torch.tensor(correlation, dtype=torch.float64)
-    monkeypatch.setattr(hook, '_measure', lambda runner: found)
+    monkeypatch.setattr(hook._errors, 'measure', lambda runner: found)
     assert validate(runner, hook, a=1.0, b=1.0) == pytest.approx(expected, abs=1e-3)
     assert len(said) == (warning is not None)
     if warning:
@@ -295,13 +291,13 @@ def test_errors_are_measured_on_what_the_hook_names(root, tmp_path):
     cfg.custom_hooks[0].update(batches=4, dataloader=tiny_seg.dataloader(root, 'train'))
     cfg.custom_hooks[0].dataloader.update(batch_size=1, num_workers=1, persistent_workers=True)
     runner, hook = started(cfg)
-    found = hook._measure(runner)
+    found = hook._errors.measure(runner)
     with DefaultScope.overwrite_default_scope('mmseg'):
         loader = Runner.build_dataloader({**tiny_seg.dataloader(root, 'train'), 'batch_size': 1})
     model = runner.model.eval()
     expected = sum(model.error_correlation(batch) for batch in loader)
     torch.testing.assert_close(found, expected)
-    assert hook._measure(runner).equal(found)
+    assert hook._errors.measure(runner).equal(found)
 
 
 def test_held_out_images_need_labels(root, tmp_path):
@@ -309,32 +305,6 @@ def test_held_out_images_need_labels(root, tmp_path):
     del cfg.val_dataloader.dataset.pipeline[1]
     with pytest.raises(ValueError, match=r'`val_dataloader\.dataset` should give labels'):
         train(cfg)
-
-
-def test_the_file_holds_every_validation_once(tmp_path):
-    path = tmp_path / 'networks.json'
-    for iteration in (2, 4, 6):
-        record(path, iteration, dict(best='a'))
-    record(path, 4, dict(best='b'))  # a resumed run: the iterations after it have not been
-    assert json.loads(path.read_text()) == {'2': dict(best='a'), '4': dict(best='b')}
-    record(path, 10, dict(best='a'))
-    assert list(json.loads(path.read_text())) == ['2', '4', '10']
-
-
-def test_the_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
-    path = tmp_path / 'networks.json'
-    record(path, 2, dict(best='a'))
-    before = path.read_text()
-
-    def fail(self, text, **options):
-        self.open('w').write(text[:5])
-        raise OSError('no space left')
-
-    monkeypatch.setattr(type(path), 'write_text', fail)
-    with pytest.raises(OSError, match='no space'):
-        record(path, 4, dict(best='b'))
-    assert path.read_text() == before
-    assert [x.name for x in tmp_path.iterdir()] == ['networks.json']
 
 
 def test_the_hook_changes_nothing_where_no_weights_are_taken(root, tmp_path):

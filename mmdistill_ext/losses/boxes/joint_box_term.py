@@ -14,11 +14,11 @@ DISTANCES = ('iou', 'l1')
 
 
 class JointBoxTerm(nn.Module):
-    """Boxes of positive units: the second one is the best, or the mean by the networks' weights.
+    """Second prediction of positive units' boxes, its loss, and the pull to it (COL-4, COL-8).
 
-    The best is the one that overlaps the assigned box most. The second loss is 1 - GIoU to the
-    assigned box, with gradient to every network that takes part; each network is pulled to the
-    second box, which is constant then.
+    The second box is the network's that overlaps the assigned box most, or the mean by the
+    networks' weights. Its loss is ``1 - GIoU`` to the assigned box, with gradient to every network
+    that takes part; each network is pulled to the second box, which is constant then.
 
     Args:
         weight: Factor beside the classification's, >= 0.
@@ -26,7 +26,7 @@ class JointBoxTerm(nn.Module):
             :class:`~mmdistill_ext.losses.boxes.box_term.BoxTerm`.
 
     Raises:
-        ValueError: When an argument is outside what is named above.
+        ValueError: The weight is below 0, or there is no such distance.
     """
 
     def __init__(self, weight: float = 1.0, distance: str = 'iou') -> None:
@@ -46,22 +46,34 @@ class JointBoxTerm(nn.Module):
 
         Args:
             boxes: Of N networks.
-            weights: ``(N,)`` of the networks; None: the best of each unit.
+            weights: ``(N,)`` of the networks; None: the best box of each unit.
 
         Returns:
-            The second loss and of each network its distance, scalars; 0 without positive units.
+            The second loss, and the distance of each network; scalars, 0 without positive units.
         """
         stack = torch.stack([box.float() for box in boxes.networks])
-        if weights is None:
-            with torch.no_grad():
-                best = torch.stack([overlaps(box, boxes.target) for box in stack]).argmax(0)
-            second = stack[best, torch.arange(len(best), device=best.device)]
-        else:
-            second = torch.einsum('n,npd->pd', weights.to(stack), stack)
+        second = _best(stack, boxes.target) if weights is None else _mean(stack, weights)
         loss = (1 - overlaps(second, boxes.target, 'giou')).sum()
         every = torch.ones(len(second), dtype=torch.bool, device=second.device)
         pulls = tuple(
-            self.pull(Boxes((), own, second.detach(), boxes.target, boxes.scale), every).sum()
-            for own in stack
+            self.pull(Boxes((), network, second.detach(), boxes.target, boxes.scale), every).sum()
+            for network in stack
         )
         return loss, pulls
+
+
+@torch.no_grad()
+def _choose(stack: Tensor, target: Tensor) -> Tensor:
+    """Network ``(P,)`` whose box overlaps the assigned one most."""
+    return torch.stack([overlaps(boxes, target) for boxes in stack]).argmax(0)
+
+
+def _best(stack: Tensor, target: Tensor) -> Tensor:
+    """The box of ``(N, P, 4)`` that overlaps the assigned one most, ``(P, 4)``."""
+    units = torch.arange(len(target), device=target.device)
+    return stack[_choose(stack, target), units]
+
+
+def _mean(stack: Tensor, weights: Tensor) -> Tensor:
+    """``sum_n w_n boxes_n`` of ``(N, P, 4)``, ``(P, 4)``."""
+    return torch.einsum('n,npd->pd', weights.to(stack), stack)

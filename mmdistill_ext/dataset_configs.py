@@ -1,0 +1,106 @@
+"""Data sets inside wrappers such as RepeatDataset and ConcatDataset: as configs, and as built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from mmengine.config import ConfigDict
+
+
+def wrapped_datasets(dataset: Any) -> list:
+    """What a wrapper wraps, in order; nothing for a plain data set.
+
+    Args:
+        dataset: A config, whose parts are configs, or a data set, whose parts are data sets.
+    """
+    read = dataset.get if isinstance(dataset, Mapping) else lambda key: getattr(dataset, key, None)
+    parts = [read('dataset'), *(read('datasets') or ())]
+    return [part for part in parts if part is not None]
+
+
+def walk_datasets(dataset: Any) -> Iterator:
+    """A data set and all that it wraps, configs or built, each wrapper before its parts."""
+    yield dataset
+    for part in wrapped_datasets(dataset):
+        yield from walk_datasets(part)
+
+
+def plain_datasets(dataset: Any) -> Iterator:
+    """The plain data sets inside any wrappers, configs or built."""
+    return (part for part in walk_datasets(dataset) if not wrapped_datasets(part))
+
+
+def innermost_config(dataset: dict) -> dict:
+    """The config of the data set inside wrappers of one data set each; a reference, no copy."""
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
+def find_pipeline(dataset: dict) -> list:
+    """The pipeline of the first data set inside any wrappers, or of a wrapper that has one.
+
+    Args:
+        dataset: Its config.
+
+    Raises:
+        ValueError: There is none.
+    """
+    inner = dataset
+    while 'pipeline' not in inner and wrapped_datasets(inner):
+        inner = wrapped_datasets(inner)[0]
+    if 'pipeline' not in inner:
+        raise ValueError(f'A data set should have a `pipeline`. Found none in {inner!r}.')
+    return inner['pipeline']
+
+
+def with_pipeline(dataset: dict, pipeline: list) -> dict:
+    """Copy a data set's config with another pipeline, without what repeats or mixes its samples.
+
+    Args:
+        dataset: The config; of its wrappers only those of several data sets stay.
+        pipeline: For every plain data set.
+    """
+    if 'dataset' in dataset:
+        return with_pipeline(dataset['dataset'], pipeline)
+    copied = _with_parts(dataset, lambda part: with_pipeline(part, pipeline))
+    if 'datasets' not in copied:
+        copied.pipeline = pipeline
+    return copied
+
+
+def labels_first(dataset: dict) -> dict:
+    """Copy a data set's config so that its pipelines load labels right after the image.
+
+    The validation pipelines of mmdet load labels after they resized the image, for a metric that
+    compares at the original size. A loss needs the labels at the size of the resized image.
+
+    Args:
+        dataset: The config.
+    """
+    copied = _with_parts(dataset, labels_first)
+    if 'pipeline' in copied:
+        pipeline = list(copied.pipeline)
+        labels = [step for step in pipeline if _type_name(step).endswith('Annotations')]
+        others = [step for step in pipeline if step not in labels]
+        images = [i for i, step in enumerate(others) if 'Image' in _type_name(step)]
+        place = images[0] + 1 if images else 0
+        copied.pipeline = [*others[:place], *labels, *others[place:]]
+    return copied
+
+
+def _with_parts(dataset: dict, change: Callable[[dict], dict]) -> ConfigDict:
+    """Copy a config, what it wraps changed."""
+    copied = ConfigDict(dataset).copy()
+    if 'dataset' in copied:
+        copied.dataset = change(copied.dataset)
+    if 'datasets' in copied:
+        copied.datasets = [change(part) for part in copied.datasets]
+    return copied
+
+
+def _type_name(step: dict) -> str:
+    """``'Resize'`` of ``'mmdet.Resize'`` or of the class."""
+    kind = step['type']
+    return (kind if isinstance(kind, str) else kind.__name__).rsplit('.', 1)[-1]

@@ -1,0 +1,93 @@
+import copy
+
+import pytest
+
+from mmdistill_ext.dataset_configs import find_pipeline, labels_first, with_pipeline
+
+PLAIN = dict(type='BaseSegDataset', data_root='a', pipeline=['train'])
+OTHER = dict(type='BaseSegDataset', data_root='b', pipeline=['other'])
+
+
+@pytest.mark.parametrize(
+    ('dataset', 'expected'),
+    [
+        (PLAIN, dict(PLAIN, pipeline=['val'])),
+        (dict(type='A', data_root='a'), dict(type='A', data_root='a', pipeline=['val'])),
+        (dict(type='RepeatDataset', times=9, dataset=PLAIN), dict(PLAIN, pipeline=['val'])),
+        (
+            dict(
+                type='MultiImageMixDataset',
+                dataset=dict(type='RepeatDataset', times=9, dataset=PLAIN),
+                pipeline=['mosaic'],
+            ),
+            dict(PLAIN, pipeline=['val']),
+        ),
+        (
+            dict(
+                type='RepeatDataset',
+                times=2,
+                dataset=dict(
+                    type='ConcatDataset',
+                    datasets=[PLAIN, dict(type='RepeatDataset', times=3, dataset=OTHER)],
+                ),
+            ),
+            dict(
+                type='ConcatDataset',
+                datasets=[dict(PLAIN, pipeline=['val']), dict(OTHER, pipeline=['val'])],
+            ),
+        ),
+    ],
+    ids=['plain', 'without', 'repeat', 'mix', 'concat'],
+)
+def test_a_data_set_gets_another_pipeline_inside_its_wrappers(dataset, expected):
+    before = copy.deepcopy(dataset)
+    assert with_pipeline(dataset, ['val']) == expected
+    assert dataset == before
+
+
+@pytest.mark.parametrize(
+    ('dataset', 'expected'),
+    [
+        (PLAIN, ['train']),
+        (dict(type='RepeatDataset', dataset=PLAIN), ['train']),
+        (dict(type='ConcatDataset', datasets=[OTHER, PLAIN]), ['other']),
+        (
+            dict(type='R', dataset=dict(datasets=[dict(type='R', dataset=OTHER), PLAIN])),
+            ['other'],
+        ),
+        (dict(type='MultiImageMixDataset', dataset=PLAIN, pipeline=['mosaic']), ['mosaic']),
+    ],
+    ids=['plain', 'repeat', 'concat', 'nested', 'mix'],
+)
+def test_the_pipeline_is_found_inside_the_wrappers(dataset, expected):
+    assert find_pipeline(dataset) == expected
+
+
+IMAGE, RESIZE = dict(type='mmdet.LoadImageFromFile'), dict(type='Resize', scale=(32, 32))
+LABELS = dict(type='LoadAnnotations', with_bbox=True)
+PACK = dict(type='PackDetInputs')
+
+
+@pytest.mark.parametrize(
+    ('pipeline', 'expected'),
+    [
+        ([IMAGE, RESIZE, LABELS, PACK], [IMAGE, LABELS, RESIZE, PACK]),
+        ([IMAGE, LABELS, RESIZE, PACK], [IMAGE, LABELS, RESIZE, PACK]),
+        ([IMAGE, RESIZE, PACK], [IMAGE, RESIZE, PACK]),
+        ([RESIZE, LABELS], [LABELS, RESIZE]),
+    ],
+    ids=['after', 'before', 'without', 'no image'],
+)
+@pytest.mark.parametrize('wrap', ['plain', 'repeat', 'concat'])
+def test_labels_are_loaded_right_after_the_image(pipeline, expected, wrap):
+    def wrapped(steps):
+        plain = dict(type='CocoDataset', pipeline=steps)
+        if wrap == 'repeat':
+            return dict(type='RepeatDataset', times=2, dataset=plain)
+        return dict(type='ConcatDataset', datasets=[plain]) if wrap == 'concat' else plain
+
+    dataset = wrapped(pipeline)
+    before = copy.deepcopy(dataset)
+    found = labels_first(dataset)
+    assert find_pipeline(found) == expected
+    assert dataset == before
