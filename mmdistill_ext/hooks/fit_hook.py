@@ -7,20 +7,17 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from mmengine.dist import all_reduce, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.optim import AmpOptimWrapper
-from mmengine.runner import Runner, autocast
-from torch.utils.data import DataLoader
+from mmengine.runner import Runner
 
 from mmdistill_ext.dataset_configs import find_pipeline, with_pipeline
 from mmdistill_ext.hooks.common import publish, unwrapped_model
 from mmdistill_ext.hooks.fit_state import FitState
-from mmdistill_ext.hooks.start_check_hook import scan_labels
-from mmdistill_ext.isolation import eval_mode, isolated_rng
+from mmdistill_ext.hooks.gt_loss_meter import GTLossMeter
 from mmdistill_ext.registry import HOOKS
-from mmdistill_ext.round_loader import build_labelled_loader, held_out_loader_cfg
+from mmdistill_ext.round_loader import held_out_loader_cfg
 from mmdistill_ext.visualization.curves import plot_fit
 
 
@@ -89,7 +86,7 @@ class FitHook(Hook):
         self.measure_train = measure_train
         self.check_labels = check_labels
         self.state = FitState(window)
-        self.loaders: dict[str, DataLoader] = {}
+        self.meters: dict[str, GTLossMeter] = {}
         self._positions: dict[str, int] = {}
         self._seconds = 0.0
 
@@ -101,9 +98,9 @@ class FitHook(Hook):
                 '`FitHook` needs a model with the fit loss, e.g. model.fit='
                 "dict(function=dict(type='ExponentialFit')). Found none."
             )
-        self.loaders = self._build_loaders(runner)
-        for name, loader in self.loaders.items():
-            loader.sampler.position = self._positions.get(name, 0)
+        self.meters = self._build_meters(runner)
+        for name, meter in self.meters.items():
+            meter.loader.sampler.position = self._positions.get(name, 0)
         self.distillation.fit.has_hook = True
         self._apply()
         self._start = perf_counter()
@@ -123,8 +120,8 @@ class FitHook(Hook):
         if not self.every_n_train_iters(runner, self.interval):
             return
         self._take_records()
-        for name, loader in self.loaders.items():
-            self.state.add_measured(name, step, self._measure(runner, loader))
+        for name, meter in self.meters.items():
+            self.state.add_measured(name, step, meter.measure(runner))
         try:
             scalars = self.state.update()
         except ValueError as error:
@@ -139,7 +136,7 @@ class FitHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Save the state in the checkpoint, and draw its history."""
         self._take_records()
-        positions = {name: loader.sampler.position for name, loader in self.loaders.items()}
+        positions = {name: meter.loader.sampler.position for name, meter in self.meters.items()}
         checkpoint['fit'] = dict(positions=positions, **self.state.state_dict())
         self._draw(runner)
 
@@ -167,53 +164,19 @@ class FitHook(Hook):
         )
         self._draw(runner, show=True)
 
-    def _build_loaders(self, runner: Runner) -> dict[str, DataLoader]:
+    def _build_meters(self, runner: Runner) -> dict[str, GTLossMeter]:
         detection = self.distillation.main_term.pair.is_detection
         cfg, key = held_out_loader_cfg(
             runner, self.dataloader, 'FitHook', is_detection=detection, labels_as_image=detection
         )
-        loaders = {'val': self._build_loader(runner, cfg, key)}
+        more = self.batches, self.check_labels
+        meters = {'val': GTLossMeter(runner, self.distillation, cfg, key, *more)}
         if self.measure_train:
             train = runner.cfg.train_dataloader.dataset
             cfg = {**cfg, 'dataset': with_pipeline(train, find_pipeline(cfg['dataset']))}
-            loaders['train'] = self._build_loader(runner, cfg, 'train_dataloader')
-        return loaders
-
-    def _build_loader(self, runner: Runner, cfg: dict | None, key: str) -> DataLoader:
-        """Build a loader, look at its labels, and try one sample with the student."""
-        pair = self.distillation.main_term.pair
-        loader = build_labelled_loader(
-            cfg,
-            self.batches,
-            runner.seed,
-            key,
-            has_labels=pair.has_labels,
-            measured='a GT loss',
-            label_kinds=pair.label_kinds,
-        )
-        with isolated_rng():
-            if self.check_labels and is_main_process():
-                classes, ignored = pair.data_classes, pair.ignore_index
-                scan_labels(loader.dataset, self.check_labels, classes, ignored, key)
-            self._sum(runner, [loader.collate_fn([loader.dataset[0]])])
-        return loader
-
-    def _measure(self, runner: Runner, loader: DataLoader) -> list[float]:
-        """Sums of the loss and of its weights over the next round's batches of all ranks."""
-        sampler = loader.sampler
-        with isolated_rng(runner.seed + sampler.position):
-            sums = self._sum(runner, loader)
-        sampler.position += sampler.size
-        all_reduce(sums)
-        return sums.tolist()
-
-    def _sum(self, runner: Runner, batches) -> torch.Tensor:
-        model, term = unwrapped_model(runner), self.distillation.main_term
-        wrapper = runner.optim_wrapper
-        amp = isinstance(wrapper, AmpOptimWrapper)
-        cast = dict(enabled=amp, dtype=wrapper.cast_dtype if amp else None)
-        with eval_mode(model), torch.no_grad(), autocast(**cast):
-            return sum(term.pair.gt_loss(model, batch, term.fused) for batch in batches)
+            key = 'train_dataloader'
+            meters['train'] = GTLossMeter(runner, self.distillation, cfg, key, *more)
+        return meters
 
     def _take_records(self) -> None:
         records = self.distillation.fit.pop_records()

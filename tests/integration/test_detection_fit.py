@@ -118,7 +118,7 @@ def test_validation_is_measured_in_batches_of_the_training(data, tmp_path):
     runner = Runner.from_cfg(cfg)
     runner.train()
     hook = next(hook for hook in runner.hooks if isinstance(hook, FitHook))
-    for loader in hook.loaders.values():
+    for loader in [meter.loader for meter in hook.meters.values()]:
         assert loader.batch_size == cfg.train_dataloader.batch_size == 2
         kinds = [type(step).__name__ for step in loader.dataset.pipeline.transforms]
         assert kinds.index('LoadAnnotations') < kinds.index('Resize')
