@@ -15,8 +15,9 @@ from mmengine.runner import Runner
 
 from mmdistill_ext import cli
 from mmdistill_ext.distillers.teacher import Teacher
-from mmdistill_ext.export import load_student, plain_config
+from mmdistill_ext.export import load_student
 from mmdistill_ext.functional import unit_difference, unit_distillation
+from mmdistill_ext.plain_config import plain_config
 
 
 @torch.no_grad()

@@ -14,7 +14,8 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim import build_optim_wrapper
 
 from mmdistill_ext.distillers.build import build_model
-from mmdistill_ext.export import export_student, load_student, plain_config
+from mmdistill_ext.export import export_student, load_student
+from mmdistill_ext.plain_config import plain_config
 from tests import tiny_seg
 
 

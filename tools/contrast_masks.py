@@ -20,10 +20,12 @@ from torch import Tensor, nn
 import mmdistill_ext  # noqa: F401  before the config is read: `mmdistill_ext::` and `mmseg::` in it
 from mmdistill_ext import cli
 from mmdistill_ext.checkpoint import write_atomic
+from mmdistill_ext.dataset_configs import find_pipeline, with_pipeline
 from mmdistill_ext.distillers.teacher import Teacher
-from mmdistill_ext.export import is_distillation, load_student, plain_config
+from mmdistill_ext.export import load_student
 from mmdistill_ext.functional import contrast_mask, select_units, unit_difference
 from mmdistill_ext.functional.checks import check_labels
+from mmdistill_ext.plain_config import is_distillation, plain_config
 from mmdistill_ext.visualization.contrast import check_contrast_values, contrast_overlay, write_png
 
 
@@ -60,20 +62,10 @@ def split_loader(cfg: Config, split: str):
                 f'`--split {split}` needs `{name}_dataloader` in the config. Found none.'
             )
     loader = deepcopy(cfg.val_dataloader)
-    pipeline = _plain_dataset(loader.dataset).pipeline
-    loader.dataset = _plain_dataset(deepcopy(cfg[f'{split}_dataloader'].dataset))
-    loader.dataset.pipeline = pipeline
+    pipeline = find_pipeline(loader.dataset)
+    loader.dataset = with_pipeline(cfg[f'{split}_dataloader'].dataset, pipeline)
     loader.batch_size = 1
     return Runner.build_dataloader(loader, seed=0)
-
-
-def _plain_dataset(dataset: Config) -> Config:
-    """What a wrapper such as RepeatDataset wraps."""
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    if 'pipeline' not in dataset:
-        raise ValueError(f"The data set should have a `pipeline`. Found '{dataset.type}' without.")
-    return dataset
 
 
 def mask_names(paths: Sequence[str]) -> dict[str, Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mmdistill_ext  # noqa: F401  before the config is read: `mmdistill_ext::` and `mmseg::` in it
 from mmdistill_ext import cli
-from mmdistill_ext.export import is_collaboration, plain_config
+from mmdistill_ext.plain_config import network_names, plain_config
 
 SUFFIXES = ('.py', '.json', '.yml', '.yaml')
 
@@ -31,10 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     cfg = cli.load_config(args.config, args.cfg_options)
     if args.plain:
-        if is_collaboration(cfg) and args.network is None:
-            raise ValueError(
-                f'`--network` should be one of {", ".join(cfg.model.students)}. Found none.'
-            )
+        names = network_names(cfg)
+        if names and args.network is None:
+            raise ValueError(f'`--network` should be one of {", ".join(names)}. Found none.')
         cfg = plain_config(cfg, args.network)
     print(f'Config:\n{cfg.pretty_text}')
     if args.save_path:

@@ -10,7 +10,8 @@ from mmengine.config import Config, ConfigDict
 
 import mmdistill_ext  # noqa: F401  before the config is read: `mmdistill_ext::` and `mmseg::` in it
 from mmdistill_ext import cli
-from mmdistill_ext.export import is_collaboration, plain_config
+from mmdistill_ext.dataset_configs import innermost_config
+from mmdistill_ext.plain_config import network_names, plain_config
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -52,14 +53,12 @@ def use_tta(cfg: Config) -> None:
 
     mmdet's default (a horizontal flip) stands in for a detection config that describes none.
     """
-    if is_collaboration(cfg):
+    if network_names(cfg):
         raise ValueError(
             '`--tta` is for one model: export a network first, with tools/export_student.py '
             '--network.'
         )
-    innermost = cfg.test_dataloader.dataset
-    while 'dataset' in innermost:
-        innermost = innermost.dataset
+    innermost = innermost_config(cfg.test_dataloader.dataset)
     if cfg.get('default_scope') == 'mmdet':
         nms = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
         cfg.setdefault('tta_model', ConfigDict(type='DetTTAModel', tta_cfg=nms))
@@ -78,7 +77,7 @@ def use_tta(cfg: Config) -> None:
 
 def keep_predictions(cfg: Config, out: str) -> None:
     """Save the predictions as ``--out`` asks, beside the evaluation."""
-    if is_collaboration(cfg):
+    if network_names(cfg):
         raise ValueError(
             '`--out` keeps the predictions of one model: export a network first, with '
             'tools/export_student.py --network.'

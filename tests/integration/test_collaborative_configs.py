@@ -9,7 +9,7 @@ from mmengine.registry import EVALUATOR, HOOKS, MODELS, init_default_scope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from mmdistill_ext.export import plain_config
+from mmdistill_ext.plain_config import plain_config
 from tests import tiny_det
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'collaborative'
