@@ -1,8 +1,16 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 
-from mmdistill_ext.dataset_configs import find_pipeline, labels_first, with_pipeline
+from mmdistill_ext.dataset_configs import (
+    find_pipeline,
+    innermost_config,
+    labels_first,
+    plain_datasets,
+    walk_datasets,
+    with_pipeline,
+)
 
 PLAIN = dict(type='BaseSegDataset', data_root='a', pipeline=['train'])
 OTHER = dict(type='BaseSegDataset', data_root='b', pipeline=['other'])
@@ -91,3 +99,45 @@ def test_labels_are_loaded_right_after_the_image(pipeline, expected, wrap):
     found = labels_first(dataset)
     assert find_pipeline(found) == expected
     assert dataset == before
+
+
+def built(config):
+    """Objects with the config's values as attributes, as data sets have them."""
+    made = SimpleNamespace(**config)
+    if 'dataset' in config:
+        made.dataset = built(config['dataset'])
+    if 'datasets' in config:
+        made.datasets = [built(part) for part in config['datasets']]
+    return made
+
+
+NESTED = dict(
+    type='Repeat',
+    dataset=dict(
+        type='Concat',
+        datasets=[dict(type='A'), dict(type='Mix', dataset=dict(type='B'), pipeline=[])],
+    ),
+)
+
+
+@pytest.mark.parametrize('make', [copy.deepcopy, built], ids=['config', 'built'])
+def test_wrappers_are_walked_as_configs_and_as_data_sets(make):
+    def types(datasets):
+        return [x['type'] if isinstance(x, dict) else x.type for x in datasets]
+
+    assert types(walk_datasets(make(NESTED))) == ['Repeat', 'Concat', 'A', 'Mix', 'B']
+    assert types(plain_datasets(make(NESTED))) == ['A', 'B']
+    assert types(plain_datasets(make(PLAIN))) == ['BaseSegDataset']
+
+
+def test_the_innermost_config_is_the_one_in_the_config():
+    inner = dict(PLAIN)
+    wrapped = dict(type='Repeat', dataset=dict(type='Repeat', dataset=inner))
+    assert innermost_config(wrapped) is inner
+    assert innermost_config(inner) is inner
+    assert innermost_config({}) == {}
+
+
+def test_a_data_set_without_a_pipeline_is_refused():
+    with pytest.raises(ValueError, match='should have a `pipeline`. Found none in'):
+        find_pipeline(NESTED)

@@ -1,6 +1,7 @@
 import copy
 import random
 from itertools import chain
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -8,9 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.config import Config
 from torch.utils.data import Dataset
 
-from mmdistill_ext.round_loader import RoundSampler, build_round_loader
+from mmdistill_ext.round_loader import (
+    RoundSampler,
+    build_labelled_loader,
+    build_round_loader,
+    held_out_loader_cfg,
+)
 from tests import tiny_seg
 
 
@@ -174,3 +181,73 @@ def empty_folder(root):
 def test_an_empty_data_set_is_refused(dataset, tmp_path):
     with pytest.raises(ValueError, match=r'`FitHook.dataloader.dataset` should.*Found none'):
         build_round_loader(dict(dataset=dataset(tmp_path)), 3, 0, key='FitHook.dataloader')
+
+
+def labelled(cfg, wanted):
+    return build_labelled_loader(
+        cfg,
+        3,
+        seed=0,
+        key='val_dataloader',
+        has_labels=lambda sample: sample >= wanted,
+        measured='errors',
+        label_kinds='boxes',
+    )
+
+
+def test_a_labelled_loader_looks_at_the_first_sample():
+    assert [len(batch) for batch in labelled(loader_cfg(), 0)] == [2, 2, 2]
+    message = (
+        '`val_dataloader.dataset` should give labels to measure errors on: its pipeline should '
+        r'load annotations \(boxes\). Found a sample without.'
+    )
+    with pytest.raises(ValueError, match=message):
+        labelled(loader_cfg(), 1)
+    with pytest.raises(ValueError, match='`val_dataloader` should be the config of a loader'):
+        labelled(None, 0)
+
+
+PIPELINE = [dict(type='LoadImageFromFile'), dict(type='Resize'), dict(type='LoadAnnotations')]
+
+
+def run_of(val):
+    train = dict(batch_size=6, dataset=dict(type='A'))
+    return SimpleNamespace(cfg=Config(dict(train_dataloader=train, val_dataloader=val)))
+
+
+@pytest.mark.parametrize('is_detection', [False, True])
+@pytest.mark.parametrize('labels_as_image', [False, True])
+@pytest.mark.parametrize('own', [False, True])
+def test_held_out_data_are_those_of_the_validation_or_the_hooks(own, is_detection, labels_as_image):
+    loaders = {
+        name: dict(batch_size=size, dataset=dict(type=name, pipeline=PIPELINE))
+        for name, size in (('val', 1), ('hook', 2))
+    }
+    before = copy.deepcopy(loaders)
+    cfg, key = held_out_loader_cfg(
+        run_of(loaders['val']),
+        loaders['hook'] if own else None,
+        'SomeHook',
+        is_detection=is_detection,
+        labels_as_image=labels_as_image,
+    )
+    assert loaders == before
+    assert key == ('SomeHook.dataloader' if own else 'val_dataloader')
+    assert cfg['dataset']['type'] == ('hook' if own else 'val')
+    assert cfg['batch_size'] == (2 if own else 6 if is_detection else 1)
+    steps = [step['type'] for step in cfg['dataset']['pipeline']]
+    assert (steps.index('LoadAnnotations') < steps.index('Resize')) == labels_as_image
+
+
+@pytest.mark.parametrize('cfg', [None, {}, dict(batch_size=2), 'val.py'])
+def test_what_is_no_loader_is_handed_on_with_its_key(cfg):
+    for own in (False, True):
+        found, key = held_out_loader_cfg(
+            run_of(None if own else cfg),
+            'x' if own else None,
+            'SomeHook',
+            is_detection=True,
+            labels_as_image=True,
+        )
+        assert found == ('x' if own else cfg)
+        assert key == ('SomeHook.dataloader' if own else 'val_dataloader')
