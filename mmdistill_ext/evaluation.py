@@ -22,7 +22,7 @@ PATHS = ('output_dir', 'outfile_prefix', 'out_file_path')
 
 @EVALUATOR.register_module()
 class NetworksEvaluator(Evaluator):
-    """The metrics of an ordinary evaluator, for each network and for the ensemble.
+    """The metrics of an ordinary evaluator, for each network and for the ensemble (COL-7).
 
     ``mIoU`` becomes ``a/mIoU``, ``b/mIoU`` and ``ensemble/mIoU``, which ``save_best`` of a
     ``CheckpointHook`` can name. What metrics write goes to a folder for each network.
@@ -46,7 +46,7 @@ class NetworksEvaluator(Evaluator):
     def process(
         self, data_samples: Sequence[BaseDataElement], data_batch: Any | None = None
     ) -> None:
-        """Hand every network's data samples to its metrics.
+        """Hand the data samples of each network, and of the ensemble, to the metrics.
 
         Raises:
             ValueError: The predictions are not those of several networks.
@@ -59,12 +59,12 @@ class NetworksEvaluator(Evaluator):
             )
         for name in names:
             self._add_network(name)
-            own = [sample.networks[name] for sample in data_samples]
-            self.networks[name].process(own, data_batch)
+            of_network = [sample.networks[name] for sample in data_samples]
+            self.networks[name].process(of_network, data_batch)
         super().process(data_samples, data_batch)
 
     def evaluate(self, size: int) -> dict:
-        """Evaluate all of them.
+        """Evaluate each network and the ensemble (COL-7).
 
         Args:
             size: Length of the validation data set.
@@ -74,13 +74,13 @@ class NetworksEvaluator(Evaluator):
         """
         for name in chain.from_iterable(all_gather_object(list(self.networks))):
             self._add_network(name)  # of a process without any image, which the others wait for
-        found = {}
+        metrics = {}
         for name, evaluator in self.networks.items():
             print_log(f'Network {name}:', logger='current')
-            found.update(_named(name, evaluator.evaluate(size)))
+            metrics.update(_named(name, evaluator.evaluate(size)))
         print_log('Ensemble:', logger='current')
-        found.update(_named(ENSEMBLE, super().evaluate(size)))
-        return found
+        metrics.update(_named(ENSEMBLE, super().evaluate(size)))
+        return metrics
 
     def _add_network(self, name: str) -> None:
         if name not in self.networks:

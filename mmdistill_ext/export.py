@@ -1,4 +1,4 @@
-"""Ship the student: a plain config and a weights-only checkpoint that know nothing of us."""
+"""Ship the student: a plain config and a weights-only checkpoint, usable without this package."""
 
 from __future__ import annotations
 

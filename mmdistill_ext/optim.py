@@ -13,11 +13,11 @@ from mmdistill_ext.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 
 class PerNetworkOptimWrapper(OptimWrapperDict):
-    """Optimizer wrappers that are updated from one loss: one backward pass, a step of each."""
+    """Optimizer wrappers that share one loss: one backward pass, then a step of each (COL-5)."""
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Enter those of all wrappers."""
+        """Enter the contexts (autocast, no DDP synchronisation) of all wrappers."""
         with ExitStack() as stack:
             for wrapper in self.values():
                 stack.enter_context(wrapper.optim_context(model))
@@ -26,27 +26,32 @@ class PerNetworkOptimWrapper(OptimWrapperDict):
     def update_params(
         self, loss: Tensor, step_kwargs: dict | None = None, zero_kwargs: dict | None = None
     ) -> None:
-        """Go backward once, then let every wrapper step that is due (gradient accumulation)."""
+        """Go backward once, then let every wrapper step that is due (COL-5).
+
+        Wrappers that accumulate gradients are due every ``accumulative_counts`` calls.
+        """
         first, *others = self.values()
         first.backward(first.scale_loss(loss))
         for wrapper in others:
-            wrapper._inner_count += 1  # what `backward` counts; they all accumulate alike
+            # `backward` increments this; do it for wrappers whose backward is skipped.
+            wrapper._inner_count += 1
             if isinstance(wrapper, AmpOptimWrapper):
-                wrapper.loss_scaler.scale(loss.detach())  # the same number, made at the first call
+                # `GradScaler` creates its scale lazily in `scale()`.
+                wrapper.loss_scaler.scale(loss.detach())
         for wrapper in self.values():
             if wrapper.should_update():
                 wrapper.step(**(step_kwargs or {}))
                 wrapper.zero_grad(**(zero_kwargs or {}))
 
     def initialize_count_status(self, model: nn.Module, cur_iter: int, max_iters: int) -> None:
-        """Initialise those of all wrappers."""
+        """Initialise the counts of gradient accumulation of all wrappers."""
         for wrapper in self.values():
             wrapper.initialize_count_status(model, cur_iter, max_iters)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class PerNetworkOptimWrapperConstructor:
-    """Builds an optimizer wrapper for each network of a ``CollaborativeDistiller``.
+    """Builds an optimizer wrapper for each network of a ``CollaborativeDistiller`` (COL-5).
 
     Args:
         optim_wrapper_cfg: Name of each network -> its optimizer wrapper's config, as
@@ -75,7 +80,12 @@ class PerNetworkOptimWrapperConstructor:
             )
 
     def __call__(self, model: nn.Module) -> PerNetworkOptimWrapper:
-        """Build them."""
+        """Build the wrappers of all networks.
+
+        Raises:
+            ValueError: The names are not the networks', or the wrappers cannot share a backward
+                pass.
+        """
         model = model.module if is_model_wrapper(model) else model
         networks = dict(getattr(model, 'students', {}))
         if set(self.configs) != set(networks):

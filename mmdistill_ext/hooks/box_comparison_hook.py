@@ -31,7 +31,7 @@ class BoxComparisonHook(Hook):
     Boxes, and instance masks where there are any, are drawn by mmdet's ``DetLocalVisualizer`` on
     the original image. A picture is ``<work_dir>/<time>/vis_data/boxes/iter_<n>/<i>_<image>.png``
     and ``boxes_<i>`` in the run's visualizer. The student's predictions are those of the
-    validation step; the teacher runs on the batches that hold an image to draw, on no other.
+    validation step; the teacher runs only on batches with an image to draw.
 
     Args:
         interval: Images from one that is drawn to the next; the first image is drawn.
@@ -71,7 +71,7 @@ class BoxComparisonHook(Hook):
         self._seen = 0  # images of this validation
 
     def before_train(self, runner: Runner) -> None:
-        """Check model and data; build a visualizer apart from the run's own."""
+        """Check model and data; build a visualizer that is not the run's."""
         require_framework('mmdet', '`BoxComparisonHook`')
         from mmdet.visualization import DetLocalVisualizer
 
@@ -127,7 +127,7 @@ class BoxComparisonHook(Hook):
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse what is no detector with a teacher."""
+    """Refuse a model that is no detector with a teacher."""
     from mmdet.models.detectors import BaseDetector
 
     if not (hasattr(model, 'distillation') and isinstance(model, BaseDetector)):
@@ -152,7 +152,8 @@ def check_label_order(transforms: list) -> None:
 def predict_as_teacher(model: nn.Module, batch: dict) -> list[DetDataSample]:
     """Predictions of a distilled model's teacher on a batch of the loader."""
     teacher = model.distillation.teacher.model
-    own = teacher.data_preprocessor
+    preprocessor = teacher.data_preprocessor
     # A teacher whose config has no preprocessor gets the student's input, as when training.
-    preprocess = own if hasattr(own, '_enable_normalize') else model.data_preprocessor
-    return teacher(**preprocess(batch, False), mode='predict')
+    if not hasattr(preprocessor, '_enable_normalize'):
+        preprocessor = model.data_preprocessor
+    return teacher(**preprocessor(batch, False), mode='predict')

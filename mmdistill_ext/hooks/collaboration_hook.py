@@ -1,4 +1,4 @@
-"""What collaborative training takes from the validation, and says about it."""
+"""What collaborative training takes from the validation, and reports about it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class CollaborationHook(Hook):
         self.batches = batches
         self.dataloader = dataloader
         self._errors: HeldOutErrors | None = None
-        self._weights: Tensor | None = None  # found, and not the model's yet
+        self._weights: Tensor | None = None  # from a validation that is not over
         self._repeats = False
 
     def before_train(self, runner: Runner) -> None:

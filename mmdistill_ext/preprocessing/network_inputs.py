@@ -14,12 +14,12 @@ CHANNELS = 3
 
 
 class NetworkInputs(nn.Module):
-    """Runs the networks' data preprocessors; those that are configured alike share one run.
+    """Runs the networks' data preprocessors; those configured alike share one run (COL-6).
 
     Images with ``3 * N`` channels hold a view for each network, in order, as
-    :class:`~mmdistill_ext.transforms.MakeViews` makes them; labels are the same for all. Every
-    preprocessor begins with the same random state, so that what it draws (a size for the batch) is
-    the same too.
+    :class:`~mmdistill_ext.transforms.MakeViews` makes them; labels are the same for all. All
+    preprocessors start from the same random state, so that they draw the same (the size of a batch,
+    say).
 
     Args:
         networks: Name -> network.
@@ -30,7 +30,7 @@ class NetworkInputs(nn.Module):
         super().__init__()
         self.preprocessors: dict[str, BaseDataPreprocessor] = {
             name: network.data_preprocessor for name, network in networks.items()
-        }  # a dict: they are modules of their networks already
+        }  # in a dict, so that they are modules of their networks only
         self.names = list(networks)
         self.leads = {
             name: next(other for other in self.names if configs[other] == configs[name])
@@ -53,14 +53,14 @@ class NetworkInputs(nn.Module):
         views = self._views(data['inputs'])
         sources = {name: self.leads[name] if views is None else name for name in self.names}
         *others, final = dict.fromkeys(sources.values())
-        done = {}
-        for name in others:  # a preprocessor pads the labels of the samples that it gets
+        batches = {}
+        for name in others:  # copies: a preprocessor pads the labels of the samples in place
             batch = {**data, 'data_samples': deepcopy(data.get('data_samples'))}
             with isolated_rng():
-                done[name] = self._run(batch, name, views, training)
-        done[final] = self._run(data, final, views, training)
+                batches[name] = self._run(batch, name, views, training)
+        batches[final] = self._run(data, final, views, training)
         return {
-            key: {name: done[source].get(key) for name, source in sources.items()}
+            key: {name: batches[source].get(key) for name, source in sources.items()}
             for key in ('inputs', 'data_samples')
         }
 

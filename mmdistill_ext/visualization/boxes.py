@@ -56,13 +56,13 @@ def compare_boxes(
 
     columns = []
     for caption, instances in panels.items():
-        kind = 'pred_instances' if 'scores' in instances else 'gt_instances'
+        field = 'pred_instances' if 'scores' in instances else 'gt_instances'
         visualizer.add_datasample(
             caption,
             image,
-            DetDataSample(**{kind: instances}),
-            draw_gt=kind == 'gt_instances',
-            draw_pred=kind == 'pred_instances',
+            DetDataSample(**{field: instances}),
+            draw_gt=field == 'gt_instances',
+            draw_pred=field == 'pred_instances',
             pred_score_thr=score_thr,
         )
         strip = _caption(caption, *image.shape[:2])

@@ -52,8 +52,8 @@ def plot_networks(history: Mapping[int, Mapping], path: str | os.PathLike) -> np
     scores, weights = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     last = history[max(history)]
     for place, name in enumerate(last['scores']):
-        own = name in last['weights']
-        look = dict(color=f'C{place}') if own else dict(color='#444444', ls='--')
+        is_network = name in last['weights']
+        look = dict(color=f'C{place}') if is_network else dict(color='#444444', ls='--')
         for axes, key in ((scores, 'scores'), (weights, 'weights')):
             known = {at: history[at][key].get(name) for at in sorted(history)}
             known = {at: value for at, value in known.items() if value is not None}
@@ -65,7 +65,7 @@ def plot_networks(history: Mapping[int, Mapping], path: str | os.PathLike) -> np
 
 
 def _finish(figure: Figure, panels: Sequence[Axes], path: str | os.PathLike) -> np.ndarray:
-    """Add what all pictures have, write and return one."""
+    """Add legends and grids to the panels, write the picture and return it."""
     for axes in panels:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc='best', fontsize=8, frameon=False)
