@@ -91,11 +91,11 @@ class CollaborativeDistiller(BaseModel):
         self.collaboration = CollaborationLoss(
             self.names,
             self.second,
-            is_detection=self.is_detection,
+            is_detection=self.joint.is_detection,
             num_classes=self.joint.num_classes,
             second_weight=second_weight,
             temperature=temperature,
-            box=_build_box(box, self.is_detection),
+            box=_build_box(box, self.joint.is_detection),
         )
         self.sequential_backward = sequential_backward
         self._labels_checked = False
@@ -105,11 +105,6 @@ class CollaborativeDistiller(BaseModel):
     def names(self) -> list[str]:
         """The networks' names."""
         return list(self.students)
-
-    @property
-    def is_detection(self) -> bool:
-        """The networks are detectors."""
-        return self.joint.average == 'positive'
 
     def forward(
         self,

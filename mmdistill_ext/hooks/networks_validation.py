@@ -65,7 +65,7 @@ class HeldOutErrors:
             runner,
             dataloader,
             'CollaborationHook',
-            is_detection=model.is_detection,
+            is_detection=model.joint.is_detection,
             labels_as_image=True,
         )
         self.loader: DataLoader = build_labelled_loader(

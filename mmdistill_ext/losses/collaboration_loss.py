@@ -96,8 +96,7 @@ class CollaborationLoss(nn.Module):
 
     def error_correlation(self, units: JointUnits) -> Tensor:
         """Sums of the products of the networks' errors, ``(N, N)`` float64 (COL-3, KDCL)."""
-        reader = self._read(units)
-        return networks_correlation(reader, self.second.label_spec.difference)[0]
+        return networks_correlation(self._read(units), self.second.label_spec.difference)[0]
 
     def _collaborate(
         self, units: JointUnits, pull: bool, network_weights: Tensor | None
