@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
 from mmdistill_ext.registry import CONNECTORS
@@ -22,6 +21,8 @@ class Norm(nn.Module):
         self, in_channels: int, out_channels: int | None = None, norm_cfg: dict | None = None
     ) -> None:
         super().__init__()
+        from mmcv.cnn import build_norm_layer  # takes a second, and few runs want it
+
         self.norm = build_norm_layer(norm_cfg or dict(type='BN'), in_channels)[1]
 
     def forward(self, features: Tensor) -> Tensor:

@@ -22,15 +22,13 @@ def register_extension(name: str, inner: str) -> Callable:
 
     Example:
         >>> from mmdistill_ext.distillers.build import build_model
-        >>> class Louder:
+        >>> class TwiceModel:
         ...     def forward(self, inputs, data_samples=None, mode='tensor'):
-        ...         losses = super().forward(inputs, data_samples, mode)
-        ...         if mode == 'loss':
-        ...             losses = {key: self.factor * value for key, value in losses.items()}
-        ...         return losses
-        >>> @register_extension('LouderTraining', inner='model')
-        ... def build_louder(model, factor=2.0, data_preprocessor=None):
-        ...     return extend(build_model(model), Louder, factor=factor)
+        ...         found = super().forward(inputs, data_samples, mode)
+        ...         return {k: 2 * v for k, v in found.items()} if mode == 'loss' else found
+        >>> @register_extension('TwiceTraining', inner='model')
+        ... def build_twice(model, data_preprocessor=None):
+        ...     return extend(build_model(model), TwiceModel)
     """
 
     def register(build: Callable) -> Callable:
