@@ -38,7 +38,7 @@ class FitHook(Hook):
     Args:
         interval: Iterations between measurements (k).
         batches: Batches per measurement and process (n).
-        window: Iterations that the running means go back; ``interval`` when not given.
+        window: Length of the running means in iterations; ``interval`` when not given.
         begin: Iterations at the start of the run that are left out; x is 0 until then. In a run
             from scratch the statistics of BatchNorm have to settle before eval mode means anything.
         dataloader: Where the second GT loss is measured; ``val_dataloader`` when not given, for
