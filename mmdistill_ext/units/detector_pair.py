@@ -58,7 +58,7 @@ class DetectorPair(HeadPair):
         return (*classes, 'background')
 
     def fused_loss(self, key: str) -> FusedCrossEntropy | None:
-        """Return None: a detector's head forms its own loss, which can be split for ``fit`` (FIT-4).
+        """None, because a detector's head forms its own loss, which ``fit`` can split (FIT-4).
 
         Raises:
             ValueError: On ``fuse_task_loss``; on loss modules that cannot be split.

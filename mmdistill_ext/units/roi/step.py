@@ -63,7 +63,7 @@ class RoIStep:
 
     @property
     def has_targets(self) -> bool:
-        """Whether the student has sampled its RoIs; OHEM forms losses before that, to choose them."""
+        """Whether the student has sampled its RoIs; to choose them OHEM forms losses before."""
         return bool(self.taps.all(self.student.targets_tap))
 
     @cached_property
