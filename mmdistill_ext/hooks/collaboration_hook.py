@@ -42,8 +42,8 @@ class CollaborationHook(Hook):
             ``ValidationWeighted``, else mIoU or mAP.
         batches: ``General``: held-out batches per measurement and process.
         dataloader: ``General``: where the errors are measured; ``val_dataloader`` when not given,
-            for detectors with the training's batch size. Its sampler is replaced by one that goes
-            round in random permutations.
+            for detectors with the training's batch size. Its sampler is replaced by one that
+            repeats the data in random permutations.
 
     Raises:
         ValueError: The model is not collaborative, there is no validation to take weights from,
