@@ -1,13 +1,14 @@
 """Lets ``mmseg::``, ``mmdet::`` and ``mmdistill_ext::`` be used in ``_base_``, with any tool.
 
-mmengine maps the scope of a config to a *distribution*, and looks for one named ``mmsegmentation``;
-the maintained forks have other names (``onedl-mmsegmentation``). The module's own name works
-everywhere. And it marks what comes from ``mmdistill_ext::`` to be built in that scope; but our
-configs are written in the scope of their framework, with our own types named in full.
+Two things in mmengine stand in the way. It maps the scope of a config to the name of a
+*distribution* such as ``mmsegmentation``, while the maintained forks have other names
+(``onedl-mmsegmentation``); the name of the module works everywhere. And it marks a config from
+``mmdistill_ext::`` to be built in that scope, while the configs of this package are written in the
+scope of their framework, with the types of this package named in full.
 
-Both have to be mended before a config is parsed, so before its ``custom_imports``: the wheel
-installs this file a second time, as ``_mmdistill_ext_scopes``, with a ``.pth`` line that starts it
-with Python. It imports nothing until mmengine itself is imported.
+Both are mended before a config is parsed, so before its ``custom_imports``: the wheel installs this
+file a second time, as ``_mmdistill_ext_scopes``, with a ``.pth`` line that starts it with Python.
+It imports nothing until mmengine itself is imported.
 """
 
 import sys
@@ -15,8 +16,8 @@ from functools import wraps
 from importlib.util import find_spec
 
 OWN = 'mmdistill_ext'
-# Names of modules, not of distributions; and mmengine 0.10.7 looks for an editable install in the
-# wrong folder, if it knows it by the name of its distribution, hence the submodule.
+# Names of modules, not of distributions. The last one is a submodule: `get_installed_path` of
+# mmengine 0.10.7 looks for an editable install in the wrong folder if given the package's name.
 MODULES = {'mmseg': 'mmseg', 'mmdet': 'mmdet', OWN: f'{OWN}.registry'}
 TARGET = 'mmengine.config.config'
 
@@ -42,7 +43,7 @@ class MendOnImport:
     """Finder that mends mmengine's configs when they are imported, once."""
 
     def find_spec(self, name: str, path: object = None, target: object = None):
-        """Let the other finders find it; then add the mend to its execution."""
+        """Let the other finders find the module; then mend it right after its execution."""
         if name != TARGET:
             return None
         sys.meta_path.remove(self)

@@ -1,4 +1,4 @@
-"""Read weights without running code, write files that are never half there."""
+"""Read weights without running code, write files whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from mmdistill_ext.compat import allow_training_checkpoints
 
 CONNECTORS = 'connectors.'
-"""Prefix of the only keys of a training checkpoint that are not the student's: what its terms learn
-or remember."""
+"""Prefix of those keys of a training checkpoint that the plain student does not have: what terms
+learn or remember."""
 
 
 def load_weights(source: str, key: str = 'checkpoint', connectors: bool = False) -> dict:
@@ -94,7 +94,7 @@ def _first_line(error: Exception) -> str:
 def load_exactly(
     model: nn.Module, state: Mapping[str, Tensor], what: str, more: bool = False
 ) -> None:
-    """Fill a model with weights that are exactly its own: every key there, every shape equal.
+    """Fill a model with weights that match it exactly: every key is there, every shape is equal.
 
     The model may rename keys of older releases while it loads them, as FCOS's head does.
     ``num_batches_tracked`` may be missing (older checkpoints have none).
@@ -103,7 +103,7 @@ def load_exactly(
         model: The model.
         state: The weights.
         what: What they are, for errors.
-        more: Whether there may be weights that the model has not.
+        more: Accept weights that the model does not have.
 
     Raises:
         ValueError: Names what differs; the model may be filled in part.

@@ -78,7 +78,7 @@ def replace_root(node: object, old: str, new: str) -> object:
         new: The option's.
 
     Returns:
-        The node; a string that is or begins with the old root, with the new one.
+        The node; a string that is or begins with the old root has the new one instead.
     """
     if isinstance(node, str):
         if node == old:
@@ -137,7 +137,7 @@ def check_checkpoint(model: nn.Module, source: str, key: str, partial: bool = Fa
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Any of the others.
+        ValueError: The checkpoint is damaged, unsafe, or of another model.
     """
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module

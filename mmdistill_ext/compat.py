@@ -41,7 +41,8 @@ def allow_training_checkpoints() -> None:
 
     Stock mmengine 0.10.7 cannot read them on PyTorch >= 2.6, the maintained fork falls back to
     unpickling anything. What they hold besides tensors is allowed here, for the process; the fork
-    takes its own, overlapping list away after each load, so this is called before each of ours.
+    removes its own, overlapping list after each load, so this is called before each load of this
+    package.
     """
     core = getattr(np, '_core', None) or np.core
     rebuild = [core.multiarray._reconstruct, core.multiarray.scalar]

@@ -59,7 +59,7 @@ def with_pipeline(dataset: dict, pipeline: list) -> dict:
     """Copy a data set's config with another pipeline, without what repeats or mixes its samples.
 
     Args:
-        dataset: The config; of its wrappers only those of several data sets stay.
+        dataset: The config; of its wrappers only those that join several data sets stay.
         pipeline: For every plain data set.
     """
     if 'dataset' in dataset:
@@ -91,7 +91,7 @@ def labels_first(dataset: dict) -> dict:
 
 
 def _with_parts(dataset: dict, change: Callable[[dict], dict]) -> ConfigDict:
-    """Copy a config, what it wraps changed."""
+    """Copy a config and change what it wraps."""
     copied = ConfigDict(dataset).copy()
     if 'dataset' in copied:
         copied.dataset = change(copied.dataset)

@@ -17,7 +17,7 @@ from mmdistill_ext.losses.collaboration_loss import ENSEMBLE
 from mmdistill_ext.registry import EVALUATOR
 
 PATHS = ('output_dir', 'outfile_prefix', 'out_file_path')
-"""Where metrics write predictions to, some to read them again when they evaluate."""
+"""Arguments of metrics that say where to write predictions; some metrics read them again later."""
 
 
 @EVALUATOR.register_module()
@@ -73,7 +73,7 @@ class NetworksEvaluator(Evaluator):
             ``<network>/<metric>`` and ``ensemble/<metric>`` -> value.
         """
         for name in chain.from_iterable(all_gather_object(list(self.networks))):
-            self._add_network(name)  # of a process without any image, which the others wait for
+            self._add_network(name)  # also in a process without any image: the others wait for it
         metrics = {}
         for name, evaluator in self.networks.items():
             print_log(f'Network {name}:', logger='current')

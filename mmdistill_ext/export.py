@@ -35,8 +35,8 @@ def export_student(
         cfg: The distillation config, or a plain one: then only the weights are stripped.
         checkpoint: A training checkpoint, file or URL. Nothing in it is executed.
         out_dir: Folder to write into, made when missing.
-        network: Of several that learned together: the name of one, or ``'best'``, the best at the
-            checkpoint's last validation.
+        network: Name of one of several networks that learned together, or ``'best'``: the best at
+            the checkpoint's last validation.
 
     Returns:
         Paths of the config and of the checkpoint.
@@ -83,13 +83,14 @@ def load_student(
     Args:
         plain: The config.
         checkpoint: File or URL.
-        network: Whose weights to take, of several that learned together.
+        network: Name of one of several networks that learned together, to take its weights.
 
     Returns:
         The model, in eval mode on the CPU, and the checkpoint's meta data.
 
     Raises:
-        FileNotFoundError, ValueError: As :func:`export_student`.
+        FileNotFoundError: The checkpoint is missing.
+        ValueError: The checkpoint is damaged, needs code to unpickle, or is not the student's.
     """
     scope = {'_scope_': plain.default_scope} if plain.get('default_scope') else {}
     model = build_model({**scope, **plain.model.to_dict()})

@@ -35,7 +35,7 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode; on exit every module is in the mode that it was in."""
+    """Put a model into eval mode; on exit every module has its former mode again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

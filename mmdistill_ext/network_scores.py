@@ -16,13 +16,13 @@ SCORES = 'networks.json'
 def record_scores(
     folder: str | os.PathLike, iteration: int, entry: dict[str, object]
 ) -> dict[int, dict]:
-    """Add a validation to the file, in place of those at this iteration or a later one.
+    """Add a validation to the file and drop those recorded at the same or a later iteration.
 
     A run that was resumed from an earlier checkpoint never reached the later ones.
 
     Args:
         folder: The run's folder.
-        iteration: At which the networks were validated.
+        iteration: Iteration at which the networks were validated.
         entry: ``metric``, ``scores`` and ``weights`` by network, and the name of the ``best``.
 
     Returns:
@@ -38,7 +38,7 @@ def record_scores(
 
 
 def best_network(checkpoint: str) -> str:
-    """The best network at the last validation before a checkpoint was written, or at it.
+    """The best network at the last validation up to the time a checkpoint was written.
 
     Args:
         checkpoint: The path of a checkpoint, in the folder of its run.

@@ -55,9 +55,9 @@ class PerNetworkOptimWrapperConstructor:
 
     Args:
         optim_wrapper_cfg: Name of each network -> its optimizer wrapper's config, as
-            ``optim_wrapper`` is for one model; with ``accumulative_counts``, AMP, its ``dtype``
-            and a fixed ``loss_scale`` alike in all.
-        paramwise_cfg: Not taken here; each network's config may have its own.
+            ``optim_wrapper`` is for one model. ``accumulative_counts``, AMP, its ``dtype`` and a
+            fixed ``loss_scale`` must be the same in all.
+        paramwise_cfg: None; each network's config may have one inside.
 
     Raises:
         ValueError: The names are not the networks', or the wrappers cannot share a backward pass.

@@ -22,7 +22,7 @@ def is_distillation(cfg: Config) -> bool:
 
 
 def network_names(cfg: Config) -> list[str]:
-    """Names of the networks that the config trains together, under any extensions; mostly none."""
+    """Names of the networks that the config trains together; empty for a single model."""
     if not cfg.get(MODEL):
         return []
     *_, (model, _) = _layers(cfg.model, MODEL)
@@ -70,7 +70,7 @@ def _layers(spec: dict | str, key: str) -> Iterator[tuple[ConfigDict, str]]:
 
 
 def _peel(cfg: Config, network: str | None) -> list[ConfigDict]:
-    """The models of a stack; with several networks in it, it goes on with the named one."""
+    """The models of a stack; below several networks it goes on with the named one."""
     layers = list(_layers(cfg.model, MODEL))
     model, key = layers[-1]
     if _is_collaborative(model):
@@ -83,7 +83,7 @@ def _peel(cfg: Config, network: str | None) -> list[ConfigDict]:
 
 
 def _innermost(cfg: Config, layers: list[ConfigDict]) -> dict:
-    """The plain model's config; one without a data preprocessor has that of what is around it."""
+    """The plain model's config; without a data preprocessor it gets that of an extension."""
     *extensions, model = layers
     preprocessor = cfg.get('data_preprocessor')
     for extension in extensions:

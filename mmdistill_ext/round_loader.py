@@ -21,12 +21,12 @@ class RoundSampler(Sampler):
     together. The state of the sampler is one number, ``position``, the same on all ranks.
 
     Args:
-        dataset: With at least one sample.
+        dataset: A data set with at least one sample.
         size: Samples of one round, of all ranks together.
-        seed: Of the permutations.
+        seed: Seed of the permutations.
 
     Attributes:
-        position: Samples given in the rounds before this.
+        position: Number of samples given in earlier rounds.
     """
 
     def __init__(self, dataset: Dataset, size: int, seed: int | None = None) -> None:
@@ -57,11 +57,11 @@ def build_round_loader(cfg: dict, batches: int, seed: int | None, key: str) -> D
     Args:
         cfg: A loader's config, such as ``val_dataloader``; its sampler is replaced.
         batches: Batches per round and rank, >= 1.
-        seed: The run's.
+        seed: The run's seed.
         key: The config key to name in errors.
 
     Raises:
-        ValueError: The config is none, or its data set is empty.
+        ValueError: There is no config, or its data set is empty.
     """
     if not isinstance(cfg, dict) or 'dataset' not in cfg:
         raise ValueError(f'`{key}` should be the config of a loader with data. Found {cfg!r}.')
@@ -95,9 +95,10 @@ def held_out_loader_cfg(
     """The config of the loader that a hook measures on, and the config key that it stands under.
 
     Args:
-        runner: Its config has the validation's loader, and the training's.
-        dataloader: The hook's own; ``val_dataloader`` when not given, for detectors with the
-            training's batch size, since a detector's loss is divided by its batch's positives.
+        runner: The runner, whose config has the loaders of validation and training.
+        dataloader: The hook's own loader config; ``val_dataloader`` when not given, for detectors
+            with the training's batch size, since a detector's loss is divided by the positives of
+            its batch.
         hook: Name of the hook, for the key.
         is_detection: The model is a detector.
         labels_as_image: Labels are to have the size of the image as the model sees it.
@@ -126,19 +127,19 @@ def build_labelled_loader(
     measured: str,
     label_kinds: str = '',
 ) -> DataLoader:
-    """Build a loader that goes round, see :func:`build_round_loader`, over data with labels.
+    """Build a loader of rounds (see :func:`build_round_loader`) over data with labels.
 
     Args:
         cfg: A loader's config.
         batches: Batches per round and rank, >= 1.
-        seed: The run's.
+        seed: The run's seed.
         key: The config key to name in errors.
-        has_labels: Tells of a sample of the data set whether it has the labels that are needed.
+        has_labels: Says whether a sample of the data set has the labels that are needed.
         measured: What is measured on the labels, for errors.
         label_kinds: The labels that are needed, for errors.
 
     Raises:
-        ValueError: The config is none, its data set is empty, or the first sample has no labels.
+        ValueError: There is no config, its data set is empty, or its first sample has no labels.
     """
     loader = build_round_loader(cfg, batches, seed, key)
     with isolated_rng():

@@ -15,8 +15,8 @@ def config_for_network(config: dict, network: str, names: list[str]) -> dict:
 
     Args:
         config: The whole config.
-        network: The one that stays.
-        names: Of all networks.
+        network: Name of the network that stays.
+        names: Names of all networks.
 
     Returns:
         The config, with the network's own evaluator, optimizer wrapper and schedulers.
@@ -38,7 +38,7 @@ def config_for_network(config: dict, network: str, names: list[str]) -> dict:
 
 
 def _custom_keys(keys: Mapping[str, Any], network: str) -> dict[str, Any]:
-    """The parameters' settings that are the network's, by the names that it has alone."""
+    """Settings of one network's parameters, under the names that they have without the others."""
     prefix = f'students.{network}.'
     return {
         f'{key}.'.removeprefix(prefix).removesuffix('.'): value
@@ -48,7 +48,7 @@ def _custom_keys(keys: Mapping[str, Any], network: str) -> dict[str, Any]:
 
 
 def _without_networks(node: Any, names: tuple[str, ...]) -> Any:
-    """Copy a part of a config without views of several networks, metrics by their plain names."""
+    """Copy a part of a config without views of several networks and with plain names of metrics."""
     if isinstance(node, dict):
         copied = {key: _without_networks(value, names) for key, value in node.items()}
         _rename_metrics(copied, names)

@@ -23,8 +23,7 @@ class Tap:
             ``'forward'`` is the model's own.
         side: ``'output'``, or ``'input'`` for the call's first argument.
         index: What to select of it, one step after the other: integers for tuples, lists and the
-            first axis of tensors, names
-            for mappings, attributes and, of an input, arguments.
+            first axis of tensors; names for mappings, attributes and, of an input, arguments.
     """
 
     call: str

@@ -75,13 +75,13 @@ def wrapped(owner: Any, method: str, wrap: Callable[[Callable], Callable]) -> It
 
 @dataclass
 class Call:
-    """One recorded call; there is no output while it runs.
+    """One recorded call.
 
     Attributes:
         args: Positional arguments.
         kwargs: Keyword arguments.
-        output: What it returned.
-        version: PyTorch's count of changes in place of a tensor that it returned.
+        output: What it returned; None while it runs.
+        version: Version counter of the tensor that it returned, which in-place changes increase.
         function: What was called.
     """
 
@@ -93,7 +93,7 @@ class Call:
 
 
 class Seen(Exception):
-    """Ends a forward of which everything that is wanted has been recorded."""
+    """Ends a forward once every wanted call has been recorded."""
 
 
 class Taps:
@@ -172,7 +172,7 @@ class Taps:
         return calls[0]
 
     def owner(self, name: str) -> Any:
-        """What has the method: of this model, be it a copy of another."""
+        """The object whose method is tapped, a part of this model even if it is a copy."""
         return self._targets[name][1]
 
     def all(self, name: str) -> list[Call]:
@@ -202,6 +202,6 @@ class Taps:
 
 
 def _entrance(owner: Any, method: str) -> tuple[Any, str]:
-    """Where calls are recorded: of a compiled module outside of what is compiled."""
+    """Where calls are recorded; for a compiled module this is outside of its compiled part."""
     compiled = method == 'forward' and getattr(owner, '_compiled_call_impl', None) is not None
     return owner, '_compiled_call_impl' if compiled else method

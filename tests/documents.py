@@ -1,16 +1,22 @@
 """The blocks of code in README.md and docs/, and what of a config in them can be checked."""
 
+import ast
 import inspect
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmengine import registry as mmengine_registry
 from mmengine.registry import Registry
 
 from mmdistill_ext import registry
 from mmdistill_ext.distillers.build_terms import OF_FEATURES, OF_HEADS, SCHEDULE
+from mmdistill_ext.distillers.extension import INNER_MODELS
+from mmdistill_ext.units import pairing
+from mmdistill_ext.units.dense.family import DENSE_FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -45,6 +51,50 @@ def blocks_of(page: Path) -> Iterator[Block]:
         before = text[: fence.start()]
         mark = NOT_RUN.search(before)
         yield Block(page, before.count('\n') + 1, fence[1], fence[2], mark and mark[1])
+
+
+def is_program(block: Block) -> bool:
+    """Whether a block imports or defines something; otherwise it is a config."""
+    kinds = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
+    return any(isinstance(node, kinds) for node in ast.parse(block.text).body)
+
+
+@contextmanager
+def program(block: Block) -> Iterator[dict[str, Any]]:
+    """Run a block as a module; afterwards nothing is registered that it registered.
+
+    Yields:
+        Its names.
+    """
+    names = {'__name__': f'document_{block.page.stem}_{block.line}'}
+    try:
+        exec(compile(block.text, str(block), 'exec', dont_inherit=True), names)
+        yield names
+    finally:
+        forget(names['__name__'])
+
+
+def forget(module: str) -> None:
+    """Take what a module has registered out of every registry, and nothing else.
+
+    Registries are not put back as they were: frameworks fill theirs when they are first used.
+    """
+    pending = list(REGISTRIES)
+    while pending:
+        registered = pending.pop()
+        pending += registered.children.values()
+        for name in of_module(registered.module_dict, module):
+            del registered.module_dict[name]
+            if registered is registry.MODELS:
+                INNER_MODELS.pop(name, None)
+    for head in of_module(DENSE_FAMILIES._families, module):
+        del DENSE_FAMILIES._families[head]
+    pairing.TABLE[:] = [row for row in pairing.TABLE if row.pair.__module__ != module]
+
+
+def of_module(table: dict, module: str) -> list:
+    """Keys of the classes and functions that are of a module."""
+    return [key for key, value in table.items() if getattr(value, '__module__', None) == module]
 
 
 def check_types(cfg: object, term: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 import ast
 import re
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,9 +9,10 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
+from mmdistill_ext.policies.fit_functions import ConstantFit
 from mmdistill_ext.registry import FIT_FUNCTIONS, MODELS
 from tests import tiny_seg
-from tests.documents import PAGES, ROOT, blocks_of, check_types
+from tests.documents import PAGES, ROOT, blocks_of, check_types, is_program, program
 
 README = (ROOT / 'README.md').read_text()
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
@@ -56,11 +56,6 @@ def names_set_by(block):
     return {name.id for node in nodes if isinstance(node, ast.Assign) for name in node.targets}
 
 
-def is_program(block):
-    kinds = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
-    return any(isinstance(node, kinds) for node in ast.parse(block.text).body)
-
-
 def read(block, folder):
     """The block as a config; a piece is read on top of a config of the project."""
     names, text = names_set_by(block), block.text
@@ -89,8 +84,18 @@ def test_python_can_be_parsed(block):
 
 @pytest.mark.parametrize('block', [block for block in RUN if is_program(block)], ids=str)
 def test_programs_run(block):
-    with patch.dict(FIT_FUNCTIONS._module_dict):
-        exec(compile(block.text, str(block), 'exec'), {'__name__': 'document'})
+    with program(block):
+        pass
+
+
+def test_what_a_program_registers_is_gone_afterwards():
+    """And what a framework registers meanwhile stays."""
+    (block,) = (b for b in RUN if b.page.name == 'fit.md' and is_program(b))
+    with program(block) as names:
+        FIT_FUNCTIONS.register_module('Stays')(ConstantFit)
+        assert FIT_FUNCTIONS.get('StepFit') is names['StepFit']
+    assert FIT_FUNCTIONS.get('StepFit') is None
+    assert FIT_FUNCTIONS.module_dict.pop('Stays') is ConstantFit
 
 
 @pytest.mark.parametrize('block', [block for block in RUN if not is_program(block)], ids=str)

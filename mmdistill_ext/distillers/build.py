@@ -1,4 +1,4 @@
-"""From the three ways to name a model in a config to a built one."""
+"""Builds a model from any of the three ways to name one in a config."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def resolve_model_cfg(spec: dict | str, key: str = 'model') -> ConfigDict:
         raise TypeError(f'`{key}` should be a model dict or a config path. Found {type(spec)}.')
     if 'type' not in model:
         raise ValueError(f'`{key}` should have a `type`. Found the keys {sorted(model)}.')
-    model = copy.deepcopy(ConfigDict(model))  # detectors change their configs in depth
+    model = copy.deepcopy(ConfigDict(model))  # detectors change nested dicts of their config
     model.setdefault('_scope_', scope or _find_scope(model['type'], key))
     return model
 
@@ -70,7 +70,7 @@ def _find_scope(model_type: str | type, key: str) -> str:
     if not isinstance(model_type, str):
         return ROOT_MODELS.scope
     scope = model_type.partition('.')[0]
-    if '.' in model_type:  # of a registry, else the dotted name of a class or function
+    if '.' in model_type:  # either scope.Name, or the dotted path of a class or function
         known = scope in ROOT_MODELS.children or (has_framework(scope) and scope in FRAMEWORKS)
         return scope if known else ROOT_MODELS.scope
     default = DefaultScope.get_current_instance()

@@ -33,7 +33,7 @@ def build_terms(
             ``stop`` (see :class:`Schedule`); those of heads ``head`` and ``teacher_head``; those of
             features ``tap``, ``teacher_tap``, ``connector``, ``grid`` and ``weight_by`` (see
             :class:`FeaturePair`).
-        fuse: The config key that asks for terms that form the heads' own losses; None: none does.
+        fuse: The config key that asks for terms that form the heads' own losses; None without one.
 
     Raises:
         ValueError: The message names the key ``losses.<name>``.
@@ -126,7 +126,7 @@ def _match_features(terms: list[FeatureTerm], student: nn.Module, teacher: Teach
         try:
             probes = _probe_both(terms, student, teacher, size)
             break
-        except ValueError:  # a model of one fixed size
+        except ValueError:  # a model that takes one size only
             continue
     else:
         probes = _probe_both(terms, student, teacher, last)
@@ -157,7 +157,7 @@ def _probe_both(
 
 
 def _check_own_losses(terms: list[Term], key: str) -> None:
-    """Refuse a head that is to have its own loss formed, without a loss that does so."""
+    """Refuse a head whose own loss should be formed by a term, when no term on it can."""
     heads: dict[str, list[HeadTerm]] = {}
     for term in terms:
         if isinstance(term, HeadTerm):

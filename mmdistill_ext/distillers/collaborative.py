@@ -30,8 +30,8 @@ class CollaborativeDistiller(BaseModel):
 
     Each has its own loss (COL-2). Their logits form a second prediction per unit (COL-3), whose
     loss trains all of them, and each is pulled to it, detached, by a KL divergence (COL-4, COL-5).
-    While it predicts, each data sample is the ensemble's, the weighted mean of the networks'
-    logits (of detectors, NMS over all boxes, scores by weight), and ``sample.networks`` holds
+    Data samples that it predicts hold the ensemble's prediction, the weighted mean of the networks'
+    logits (for detectors NMS over all boxes, scores times weight), and ``sample.networks`` holds
     every network's own.
 
     The log has ``<name>/...`` for each network's own losses, ``<name>/loss_kl``, and
@@ -41,8 +41,8 @@ class CollaborativeDistiller(BaseModel):
         students: Name -> network: a model dict, a config path, or ``'mmseg::pspnet/...py'``.
         second: Config of the second prediction: ``MinLoss``, ``Linear``, ``MinLogit``,
             ``ValidationWeighted`` or ``General``.
-        kl: ``dict(weight=1.0, temperature=1.0, begin=0, warmup=0, stop=None)`` of the pull.
-        second_weight: Of the second loss, >= 0.
+        kl: The pull, ``dict(weight=1.0, temperature=1.0, begin=0, warmup=0, stop=None)``.
+        second_weight: Weight of the second loss, >= 0.
         box: Detectors: ``dict(weight=1.0, distance='iou'|'l1')`` to make a second prediction of the
             boxes too (see
             :class:`~mmdistill_ext.losses.boxes.joint_box_term.JointBoxTerm`); logged as
@@ -112,7 +112,7 @@ class CollaborativeDistiller(BaseModel):
         data_samples: Mapping[str, list] | None = None,
         mode: str = 'tensor',
     ) -> dict | list:
-        """As any model of the framework; ``inputs`` and ``data_samples`` by network.
+        """Losses, predictions or raw outputs, from ``inputs`` and ``data_samples`` by network.
 
         Args:
             inputs: Name -> batch ``(B, 3, H, W)``, preprocessed for the network.
@@ -172,7 +172,7 @@ class CollaborativeDistiller(BaseModel):
 
     @torch.no_grad()
     def error_correlation(self, data: dict) -> Tensor:
-        """Sums for the correlation of the networks' errors on a batch of a loader, in this mode.
+        """Sums for the correlation of the networks' errors on a batch, in the present mode.
 
         Args:
             data: What the loader gives, with labels.

@@ -81,7 +81,7 @@ class Distillation:
         return self
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Move or cast everything with the student (``.to()``, ``.half()``, ``.cuda()``)."""
+        """Move or cast teacher and losses as the student (``.to()``, ``.half()``, ``.cuda()``)."""
         for module in (self.teacher, *self.losses.values()):
             module._apply(fn)
 
@@ -98,11 +98,11 @@ class Distillation:
         inputs: Tensor,
         data_samples: list,
     ) -> dict[str, Tensor]:
-        """The student's own losses and those of the active terms; without any, just the former.
+        """The student's own losses and those of the active terms; its own alone if none is active.
 
         Args:
             student: The student, for the taps.
-            student_loss: Its ``forward``.
+            student_loss: The student's ``forward`` without the distillation.
             inputs: Batch ``(B, 3, H, W)``, preprocessed for the student.
             data_samples: The batch's data samples.
 
@@ -156,7 +156,7 @@ class Distillation:
             self.fit.record(term.loss.records.pop_fit_sums())
 
     def _check_once(self, term: Term, records: StepRecords) -> None:
-        """Look at the labels of the first step."""
+        """Check the labels of the first step."""
         if isinstance(term, HeadTerm) and not self._checked:
             labels = records.units(term.pair).labels
             count = term.pair.num_classes + term.pair.background
@@ -210,9 +210,9 @@ def _merge(losses: dict[str, Tensor], scalars: dict[str, Tensor], name: str) -> 
 
 
 def _idle_losses(student: nn.Module, names: set[str]) -> dict[str, Tensor]:
-    """Losses of 0 that the parameters of terms without a weight take part in.
+    """Losses of 0 over the parameters of terms that are off in this step.
 
-    DistributedDataParallel waits for the gradient of every parameter.
+    DistributedDataParallel expects a gradient for every parameter.
     """
     losses = {}
     for name, part in getattr(student, 'connectors', {}).items():
@@ -222,5 +222,5 @@ def _idle_losses(student: nn.Module, names: set[str]) -> dict[str, Tensor]:
 
 
 def _no_loss(seg_logits: Tensor, batch_data_samples: list) -> dict:
-    """In place of a head's ``loss_by_feat`` when a term forms that loss in its own pass."""
+    """Replaces a head's ``loss_by_feat`` when a term forms that loss in its own pass."""
     return {}

@@ -16,9 +16,9 @@ def register_extension(name: str, inner: str) -> Callable:
     """Register a function that builds a model and extends it; extensions stack.
 
     Args:
-        name: Its ``type`` in a config, under the scope ``mmdistill_ext``.
-        inner: The argument that holds the config of the model it extends. What is exported is that
-            model, without the extension.
+        name: The ``type`` of the extension in a config, under the scope ``mmdistill_ext``.
+        inner: The argument that holds the config of the extended model, which is what is exported,
+            without the extension.
 
     Example:
         >>> from mmdistill_ext.distillers.build import build_model

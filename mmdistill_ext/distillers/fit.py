@@ -98,7 +98,7 @@ class Fit:
         return SplitRule(self.by, self.threshold, self.weight, self.iou, self.score)
 
     def record(self, sums: Tensor) -> None:
-        """Keep the sums of one step, as they lie on the device."""
+        """Keep the sums of one step on the device, without a host sync."""
         if self.has_hook:
             self._records.append(sums.detach())
 
@@ -109,7 +109,7 @@ class Fit:
 
 
 def build_fit(cfg: dict) -> Fit:
-    """Build it from the config key ``fit``.
+    """Build a :class:`Fit` from the config key ``fit``.
 
     Raises:
         ValueError: The config is no dict of :class:`Fit`'s arguments, or a value is impossible.

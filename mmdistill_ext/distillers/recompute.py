@@ -16,7 +16,7 @@ def network_loss(network: nn.Module, inputs: Tensor, data_samples: list) -> dict
 
 
 def recomputed_loss(network: nn.Module, inputs: Tensor, data_samples: list) -> dict:
-    """A network's own losses (COL-2); the backward pass recomputes the activations, freed here."""
+    """A network's own losses (COL-2); its activations are freed now and recomputed later."""
     return checkpoint(
         network_loss,
         network,

@@ -1,4 +1,4 @@
-"""Run a model as far as the calls that somebody wants, without its losses."""
+"""Run a model, without its losses, until the wanted calls have been recorded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tapped_forward(
             forward runs to its end.
 
     Returns:
-        Path -> its calls, in order; none for what did not run.
+        Path -> its calls, in order; an empty list for what did not run.
     """
     paths = {path: path for path in wanted}
     later = [path for path in wanted if path.split('.')[0] == AUXILIARY]

@@ -31,7 +31,8 @@ class Teacher(nn.Module):
             Python).
         checkpoint: File or URL of its weights, loaded without running code.
         pretrained: The model comes with its trained weights; then there is no ``checkpoint``.
-        prefix: Load only the weights whose names begin so, without it, e.g. ``'backbone.'``.
+        prefix: Load only the weights whose names begin with this, e.g. ``'backbone.'``, which is
+            removed from the names.
         data_preprocessor: Normalisation of a model that has no preprocessor of its own:
             ``dict(mean=..., std=..., bgr_to_rgb=...)``, as mmengine's ``ImgDataPreprocessor``.
         patch_size: Sides of its input should be multiples of this, as vision transformers want it:
@@ -86,10 +87,10 @@ class Teacher(nn.Module):
         self.classes = _classes(loaded['meta'])
 
     def check_tap(self, tap: Tap, key: str) -> None:
-        """Refuse a tap inside of what is compiled: it would be compiled anew in every step.
+        """Refuse a tap inside of what is compiled: it would be recompiled in every step.
 
         Raises:
-            ValueError: It is one; the message names the key.
+            ValueError: The tap is inside of a compiled part; the message names the key.
         """
         inside = [name for name in self.compiled if tap.call.startswith(f'{name}.' if name else '')]
         if inside and tap.call not in (*self.compiled, 'forward'):
@@ -122,8 +123,8 @@ class Teacher(nn.Module):
         """Run as far as the wanted calls and record them.
 
         Args:
-            inputs: As for :meth:`forward`.
-            data_samples: As for :meth:`forward`.
+            inputs: Batch ``(B, 3, H, W)`` in the student's normalisation, padded.
+            data_samples: The batch's data samples (their sizes are read, never their labels).
             wanted: See :func:`~mmdistill_ext.distillers.tapped_forward.tapped_forward`.
 
         Returns:
@@ -136,7 +137,7 @@ class Teacher(nn.Module):
 
 
 def _compile(model: nn.Module) -> tuple[str, ...]:
-    """Compile backbone and neck, or the whole of a model without; give their names."""
+    """Compile backbone and neck, or a model without them as a whole; return their names."""
     names = [name for name in ('backbone', 'neck') if getattr(model, name, None) is not None]
     for part in [getattr(model, name) for name in names] or [model]:
         part.compile()

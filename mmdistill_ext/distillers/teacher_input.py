@@ -1,4 +1,4 @@
-"""What a teacher is given: the student's input in its own normalisation and size."""
+"""What a teacher is given: the student's input in the teacher's normalisation and size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TeacherInput(nn.Module):
         cfg: Normalisation of a teacher without a preprocessor of its own, as arguments of
             mmengine's ``ImgDataPreprocessor``.
         patch_size: Sides of the input are brought to the nearest multiple of this; None leaves
-            them.
+            them as they are.
 
     Raises:
         ValueError: A value is impossible, or the model has a preprocessor beside ``cfg``.
@@ -86,7 +86,7 @@ class TeacherInput(nn.Module):
         return F.interpolate(inputs, size, mode='bilinear', antialias=True)
 
     def patched_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Height and width of the input that the model gets for one of this size."""
+        """Height and width that an input of this size is resized to."""
         patch = self.patch_size or 1
         return tuple(max(1, round(side / patch)) * patch for side in size)
 
@@ -137,12 +137,12 @@ def _preprocessor(model: nn.Module, cfg: dict | None) -> nn.Module | None:
 
 
 def _pad_value(preprocessor: nn.Module) -> float:
-    """What it pads with, by mmseg's name for it or by mmengine's."""
+    """Value that a preprocessor pads with, under mmseg's or mmengine's name for it."""
     return getattr(preprocessor, 'pad_val', getattr(preprocessor, 'pad_value', 0))
 
 
 def _flips_channels(preprocessor: nn.Module) -> bool:
-    """Whether it turns BGR into RGB; mmseg 1.2 has another name for it than its fork and mmdet."""
+    """Whether a preprocessor swaps BGR and RGB; mmseg 1.2 names this unlike its fork and mmdet."""
     public = getattr(preprocessor, 'channel_conversion', False)
     return bool(getattr(preprocessor, '_channel_conversion', public))
 

@@ -16,14 +16,14 @@ from mmdistill_ext.distillers.extension import extend, register_extension
 class DistilledModel:
     """Mixed into the class of a built student: its loss gains the terms of a distillation.
 
-    See :func:`~mmdistill_ext.distillers.extension.extend`. What terms learn themselves stands under
-    ``connectors``, which is there only if some do.
+    See :func:`~mmdistill_ext.distillers.extension.extend`. What terms learn or remember is part of
+    the student under ``connectors``, which exists only if some term does.
     """
 
     distillation: Distillation
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'):
-        """As the student's; ``mode='loss'`` adds the distillation's terms."""
+        """The student's ``forward``; ``mode='loss'`` adds the terms of the distillation."""
         if mode != 'loss':
             return super().forward(inputs, data_samples, mode)
         return self.distillation.step(self, super().forward, inputs, data_samples)

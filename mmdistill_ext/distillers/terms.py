@@ -33,7 +33,7 @@ class StepRecords:
         size: Height and width of the batch.
         split: How losses are split into simple and hard samples; None without FIT.
         leading: Tap of a head's own loss -> the term that may form that loss.
-        own: The same tap -> how the head's own loss was split, where the head forms it.
+        own: Tap of a head's own loss -> how that loss was split, where the head forms it.
     """
 
     student: nn.Module
@@ -84,7 +84,7 @@ class Term(ABC):
         return {'loss': self.loss} if has_state else {}
 
     def loss_of(self, student: nn.Module) -> DistillLoss:
-        """The loss, of this student where it is part of it (a copy has its own)."""
+        """The loss as this student holds it: a copy of a student has a copy of what it learns."""
         return self._part(student, 'loss') or self.loss
 
     def _part(self, student: nn.Module, name: str) -> nn.Module | None:
@@ -95,7 +95,7 @@ class Term(ABC):
 
     @abstractmethod
     def __call__(self, records: StepRecords, weight: float) -> dict[str, Tensor]:
-        """Form the term's scalars, by their names in the log."""
+        """Form the term's scalars, under their names in the log."""
 
 
 class HeadTerm(Term):
@@ -123,11 +123,11 @@ class HeadTerm(Term):
 
     @property
     def teacher_calls(self) -> dict[str, int | None]:
-        """The call of the teacher's head."""
+        """Path of the teacher's head -> one call."""
         return {self.pair.teacher_tap: 1}
 
     def leads(self, records: StepRecords) -> bool:
-        """Whether it forms, or accounts for, the head's own loss in this step."""
+        """Whether this term forms, or accounts for, the head's own loss in this step."""
         return records.leading.get(self.pair.student_tap) is self
 
     def __call__(self, records: StepRecords, weight: float) -> dict[str, Tensor]:
@@ -163,16 +163,16 @@ class FeatureTerm(Term):
 
     @property
     def teacher_calls(self) -> dict[str, int | None]:
-        """Known once the pair has been matched."""
+        """Path in the teacher -> number of its calls; known once the pair has been matched."""
         return self.pair.teacher_calls
 
     def trainables(self) -> dict[str, nn.Module]:
-        """The connectors of all levels too."""
+        """The loss, if it learns or remembers something, and the connectors of all levels."""
         has_connector = self.pair.connectors is not None
         return super().trainables() | ({'levels': self.pair.connectors} if has_connector else {})
 
     def __call__(self, records: StepRecords, weight: float) -> dict[str, Tensor]:
-        """Form the mean of the levels' losses; of one tapped tensor its own."""
+        """Form the mean of the losses of all tapped levels."""
         loss = self.loss_of(records.student)
         connectors = self._part(records.student, 'levels')
         levels = self.pair(

@@ -34,8 +34,8 @@ class BoxComparisonHook(Hook):
     validation step; the teacher runs only on batches with an image to draw.
 
     Args:
-        interval: Images from one that is drawn to the next; the first image is drawn.
-        max_images: At most so many pictures per validation.
+        interval: Every ``interval``-th image is drawn, beginning with the first.
+        max_images: Maximum number of pictures per validation.
         score_thr: Predictions with a score above it are drawn, in ``[0, 1]``.
         backend_args: Where images are read from, as in ``LoadImageFromFile``; None for files.
 
@@ -85,7 +85,7 @@ class BoxComparisonHook(Hook):
         self.visualizer.dataset_meta = getattr(dataset, 'metainfo', {})
 
     def before_val(self, runner: Runner) -> None:
-        """Check and build for a validation without a training."""
+        """Check model and data, and build the visualizer, also in a run that only validates."""
         if self.visualizer is None:
             self.before_train(runner)
 

@@ -30,7 +30,7 @@ class CollaborationHook(Hook):
     """Gives the networks their weights in the second prediction, and marks the best (COL-3, COL-7).
 
     After every validation, ``ValidationWeighted`` takes its weights from the metrics and
-    ``General`` from the errors on held-out images, of all processes. The model gets them when the
+    ``General`` from the errors of all processes on held-out images. The model gets them when the
     validation is over: a checkpoint saved during validation holds the weights that were validated.
     A run resumed from such a checkpoint validates again first. Logs ``val/weight/<network>``,
     writes the scores, the new weights and the best network to ``networks.json`` in the run's
@@ -42,8 +42,8 @@ class CollaborationHook(Hook):
             ``ValidationWeighted``, else mIoU or mAP.
         batches: ``General``: held-out batches per measurement and process.
         dataloader: ``General``: where the errors are measured; ``val_dataloader`` when not given,
-            for detectors with the training's batch size. Its sampler is replaced by one that goes
-            round in random permutations.
+            for detectors with the training's batch size. Its sampler is replaced by one that
+            repeats the data in random permutations.
 
     Raises:
         ValueError: The model is not collaborative, there is no validation to take weights from,
@@ -85,7 +85,7 @@ class CollaborationHook(Hook):
             self._repeats = _stands_at_validation(runner)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Repeat the validation that a resumed run stands at; every hook is ready for it by now."""
+        """Validate first if the checkpoint of a resumed run was saved during a validation."""
         if self._repeats:
             self._repeats = False
             print_log('Repeats the validation, for the weights of the networks.', 'current')
@@ -114,7 +114,7 @@ class CollaborationHook(Hook):
             runner.visualizer.add_image('networks', image, runner.iter)
 
     def after_val(self, runner: Runner) -> None:
-        """Give the found weights to the model, and to its running mean of an ``EMAHook``."""
+        """Give the found weights to the model, and to the averaged copy of an ``EMAHook``."""
         if self._weights is None:
             return
         means = [getattr(hook, 'ema_model', None) for hook in runner.hooks]

@@ -11,15 +11,15 @@ from torch import nn
 
 
 def unwrapped_model(runner: Runner) -> nn.Module:
-    """The runner's model without what wraps it for several processes."""
+    """The runner's model without its wrapper for distributed training."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def publish(hub: MessageHub, scalars: Mapping[str, float | None]) -> None:
-    """Make these the hub's current values.
+    """Make scalars the message hub's current values.
 
-    Each replaces the former history: the log processor averages over the history of every name
-    with 'loss' or 'time' in it, as those of classes may have.
+    A value replaces its history: the log processor averages over the history of every scalar with
+    'loss' or 'time' in its name, which the name of a class may contain.
     """
     for key, value in scalars.items():
         hub.log_scalars.pop(key, None)

@@ -45,7 +45,7 @@ class ComparedMetric:
         """The metric to compare by, after a validation.
 
         Args:
-            metrics: ``<network>/<metric>`` -> value; others are passed over.
+            metrics: ``<network>/<metric>`` -> value; others are ignored.
 
         Returns:
             The first that is named, else the first of :data:`METRICS` that there is, else any.

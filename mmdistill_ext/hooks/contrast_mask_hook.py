@@ -1,4 +1,4 @@
-"""Contrast masks of the training batches, while they are trained on."""
+"""Contrast masks of training batches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ContrastMaskHook(Hook):
 
     Args:
         interval: Iterations between pictures.
-        max_images: At most so many images of a batch.
+        max_images: Maximum number of images per batch.
         values: Grey values of the masks, any of ``teacher`` (255), ``student`` (0), ``void`` (128).
         alpha: Weight of the colour in overlays, in ``[0, 1]``.
         losses: Names of the losses to show; all that compare when not given.
@@ -89,7 +89,7 @@ class ContrastMaskHook(Hook):
         data_batch: dict | None = None,
         outputs: dict | None = None,
     ) -> None:
-        """Write what they kept."""
+        """Write masks and overlays of the comparison that the losses kept."""
         if not (is_main_process() and self.every_n_train_iters(runner, self.interval)):
             return
         step = runner.iter + 1
@@ -97,7 +97,7 @@ class ContrastMaskHook(Hook):
         for name, loss in self.losses.items():
             loss.records.keep_contrast = False
             contrast = loss.records.pop_contrast()
-            if contrast is None:  # the loss is not on yet, or no more
+            if contrast is None:  # the loss is off at this iteration
                 continue
             for level, (wins, valid) in contrast.maps().items():
                 masks = contrast_mask(

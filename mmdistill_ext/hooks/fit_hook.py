@@ -38,12 +38,12 @@ class FitHook(Hook):
     Args:
         interval: Iterations between measurements (k).
         batches: Batches per measurement and process (n).
-        window: Iterations that the running means go back; ``interval`` when not given.
+        window: Length of the running means in iterations; ``interval`` when not given.
         begin: Iterations at the start of the run that are left out; x is 0 until then. In a run
             from scratch the statistics of BatchNorm have to settle before eval mode means anything.
         dataloader: Where the second GT loss is measured; ``val_dataloader`` when not given, for
-            detectors with the training's batch size. Its sampler is replaced by one that goes round
-            in random permutations.
+            detectors with the training's batch size. Its sampler is replaced by one that
+            repeats the data in random permutations.
         measure_train: Measure the first GT loss in eval mode, on as many training images under the
             validation's pipeline, and use it instead of the training steps' own loss, which dropout
             and augmentation raise: they would hide overfitting. Logged as

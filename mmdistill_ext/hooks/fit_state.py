@@ -1,4 +1,4 @@
-"""The running means behind the fitting error, and the history of it (FIT-2, FIT-7)."""
+"""The running means behind the fitting error, and their history (FIT-2, FIT-7)."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class FitState:
         self.measured[data] = [*kept, [iteration, *sums]]
 
     def update(self) -> dict[str, float]:
-        """Compute the fitting error ``x`` anew if both GT losses have samples (FIT-2).
+        """Recompute the fitting error ``x`` if both GT losses have samples (FIT-2).
 
         Returns:
-            Those of ``train_gt_loss``, ``train_gt_loss_eval``, ``val_gt_loss``, ``error`` and
-            ``simple_share`` that there are samples for.
+            ``train_gt_loss``, ``train_gt_loss_eval``, ``val_gt_loss``, ``error`` and
+            ``simple_share``; without samples for one of them, that one is left out.
 
         Raises:
             ValueError: A loss is not finite.

@@ -27,7 +27,7 @@ class GTLossMeter:
         cfg: Config of the loader.
         key: The config key to name in errors.
         batches: Batches per round and process, >= 1.
-        check_labels: How many labels to look at now; 0 for none.
+        check_labels: How many labels to check when the meter is built; 0 for none.
 
     Attributes:
         loader: Its sampler's ``position`` is the state of the meter.

@@ -22,7 +22,7 @@ class StartCheckHook(Hook):
 
     Args:
         check_labels: How many training labels to look at, evenly spread over the data set; 0 for
-            none. (The first batch is always looked at, without this hook too.)
+            none. (Labels of the first batch are always checked, also without this hook.)
         check_teacher: Score the teacher once on the validation data.
         floor: With ``check_teacher``, metric -> smallest score that is acceptable, e.g.
             ``dict(mIoU=40.0)``, in the evaluator's unit.
@@ -49,7 +49,7 @@ class StartCheckHook(Hook):
         self.floor = dict(floor or {})
 
     def before_train(self, runner: Runner) -> None:
-        """Run the checks; random states are as before afterwards."""
+        """Run the checks, leaving all random states as they are."""
         model = unwrapped_model(runner)
         distillation = getattr(model, 'distillation', None)
         if distillation is None:
@@ -73,10 +73,10 @@ def label_range(model: nn.Module) -> tuple[int, int] | None:
     """Number of the data's classes, and the label that is ignored.
 
     Args:
-        model: A distilled student; losses of features alone do not say what its labels are.
+        model: A distilled student.
 
     Returns:
-        None when no head tells.
+        None for a student with losses of features alone, which do not say what its labels are.
     """
     for term in model.distillation.head_terms:
         return term.pair.data_classes, term.pair.ignore_index
@@ -135,7 +135,7 @@ def label_values(dataset, index: int, key: str) -> tuple[np.ndarray, str]:
     """The label values of one sample: of its boxes, or of the label image that it names.
 
     Returns:
-        The values, none for a sample without labels, and the file that they are of.
+        The values, none for a sample without labels, and the file that they come from.
     """
     sample = dataset.get_data_info(index)
     if 'instances' in sample:

@@ -19,8 +19,8 @@ class TeacherShareHook(Hook):
     """Logs the share of units where the teacher beats the student (SEL-8).
 
     ``train/teacher_better/<loss>`` is the share of all units since the last log, of every rank;
-    ``train/teacher_better/<loss>/<class>`` that of the units with this label. What had no unit
-    is not logged. The losses count on the device; it is waited for once per log.
+    ``train/teacher_better/<loss>/<class>`` is the share of the units with this label. A share of no
+    units is not logged. The losses count on the device; there is one host sync per log.
 
     Args:
         interval: Iterations between logs; as the run's ``LoggerHook`` when not given.
@@ -39,7 +39,7 @@ class TeacherShareHook(Hook):
         self.per_class = per_class
 
     def before_train(self, runner: Runner) -> None:
-        """Take over the logger's interval."""
+        """Check the model, and take the logger's interval when none is given."""
         model = unwrapped_model(runner)
         if not hasattr(model, 'distillation'):
             raise ValueError(

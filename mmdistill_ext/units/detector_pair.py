@@ -58,7 +58,7 @@ class DetectorPair(HeadPair):
         return (*classes, 'background')
 
     def fused_loss(self, key: str) -> FusedCrossEntropy | None:
-        """None: a detector's head forms its own loss, which can be split for ``fit`` (FIT-4).
+        """None, because a detector's head forms its own loss, which ``fit`` can split (FIT-4).
 
         Raises:
             ValueError: On ``fuse_task_loss``; on loss modules that cannot be split.
@@ -76,17 +76,17 @@ class DetectorPair(HeadPair):
         """What is known of one step, each part worked out when it is first asked for.
 
         Args:
-            taps: Calls of :attr:`student_taps`; with a split they are still to come.
+            taps: Calls of :attr:`student_taps`; with a split they are recorded later.
             teacher_call: Call of :attr:`teacher_tap`.
             data_samples: The batch's data samples; kept as ``step.samples``.
         """
 
     @abstractmethod
     def build(self, step: Any) -> Units:
-        """The units of one step, without anything of a split.
+        """The units of one step, without the fields that a split sets.
 
         Args:
-            step: What :meth:`step` gave, the student's calls being there.
+            step: What :meth:`step` gave, once the student's calls have been recorded.
         """
 
     def __call__(
@@ -98,7 +98,7 @@ class DetectorPair(HeadPair):
         own: HeadSplit | None = None,
     ) -> Units:
         """Build the units of one step (SEL-1)."""
-        known = own is not None and own.heads == self.heads  # not another head of the teacher
+        known = own is not None and own.heads == self.heads  # else of another head of the teacher
         step = own.step if known else self.step(taps, teacher_call, data_samples)
         units = self.build(step)
         if own is None:

@@ -1,4 +1,4 @@
-"""What one prediction of several networks is: the common currency of collaborative training."""
+"""What several networks predict for one unit: the data of collaborative training."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ class JointHeads(ABC):
     background: bool
 
     is_detection: ClassVar[bool]
-    """Units are those of objects: there are boxes, and averages are over positives."""
+    """Units belong to objects: there are boxes, and averages are over the positive units."""
     average: ClassVar[str]
     """What losses are averaged over, ``'valid'`` or ``'positive'`` units."""
     prefix: ClassVar[str]
-    """What the networks' own losses begin with, to be left out of the log."""
+    """Prefix of the names of the networks' own losses; it is left out of the log."""
 
     @staticmethod
     @abstractmethod

@@ -21,7 +21,7 @@ def pair_networks(networks: Mapping[str, nn.Module]) -> JointHeads:
         :class:`~mmdistill_ext.units.dense.joint.JointDense`.
 
     Raises:
-        ValueError: They are not all segmenters, nor all single-stage detectors.
+        ValueError: The networks are neither all segmenters nor all single-stage detectors.
     """
     if has_framework('mmseg'):
         from mmseg.models.segmentors import EncoderDecoder

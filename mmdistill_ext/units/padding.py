@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 def padding_of(meta: Mapping, size: Sequence[int]) -> tuple[int, int, int, int]:
     """Padding of an image in a batch: left, right, top, bottom, in pixels.
 
-    mmseg notes it; mmdet pads to the right and at the bottom.
+    mmseg records the padding in the meta information; mmdet pads on the right and at the bottom.
 
     Args:
         meta: Meta information of the data sample.

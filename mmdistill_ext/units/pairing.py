@@ -40,8 +40,8 @@ def register_pair(
     """Decorator: the :class:`HeadPair` joins heads of such models.
 
     Called as ``pair(student, teacher, head, teacher_head, key)``, it raises a ``ValueError`` that
-    names the key if the heads do not fit. A pair of one's own is registered in a module that the
-    config names under ``custom_imports``.
+    names the key if the heads do not fit. A pair outside of this package is registered in a module
+    that the config names under ``custom_imports``.
 
     The row whose ``model`` is the nearest base class of the student decides, among rows for the
     same model one whose ``head_type`` fits the student's head.
@@ -144,7 +144,7 @@ def _choose(student: nn.Module, head: str | None, key: str) -> tuple[PairRow, st
 
 @cache
 def _load(framework: str) -> None:
-    """Fill in the rows of a framework, which the model of one comes from: it can be imported."""
+    """Add the rows of a framework; a model has a base class of it, so it can be imported."""
     if framework == 'mmseg':
         _add_segmenters()
     elif framework == 'mmdet':

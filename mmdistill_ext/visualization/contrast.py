@@ -15,7 +15,7 @@ CONTRAST_VALUES = dict(teacher=255, student=0, void=128)
 """Grey value of the pixels that the teacher won, that the student won, and that have no label."""
 
 CONTRAST_COLORS = dict(teacher=(230, 159, 0), student=(0, 114, 178), void=(0, 0, 0))
-"""RGB of the same in overlays, told apart by colour-blind readers too (Okabe and Ito)."""
+"""RGB of such pixels in overlays; colour-blind readers can tell them apart (Okabe and Ito)."""
 
 
 def check_contrast_values(values: Mapping[str, int] | None, key: str = 'values') -> dict[str, int]:

@@ -19,9 +19,9 @@ def plot_fit(history: Sequence[dict[str, float]], path: str | os.PathLike) -> np
     """Draw the GT losses, the fitting error x and F(x) over the iterations (FIT-7).
 
     Args:
-        history: One dict per measurement: ``iter``, and those of ``train_gt_loss``,
-            ``train_gt_loss_eval``, ``val_gt_loss``, ``error``, ``weight`` and ``simple_share`` that
-            were known.
+        history: One dict per measurement: ``iter`` and, where they were known,
+            ``train_gt_loss``, ``train_gt_loss_eval``, ``val_gt_loss``, ``error``, ``weight`` and
+            ``simple_share``.
         path: PNG file to write; the whole file or none.
 
     Returns:

@@ -17,7 +17,7 @@ RULES = {
     'priors_per_location': 'as many priors per location: heads with one (ATSS, GFL, FCOS, RTMDet, '
     'YOLOX) pair among each other, RetinaNet with RetinaNet',
 }
-"""Attribute of a family -> what is said when it differs."""
+"""Attribute of a family -> what the error says when it differs."""
 
 
 def find_family(model: nn.Module, path: str, key: str) -> DenseFamily:
@@ -46,11 +46,11 @@ def common_levels(heads: Mapping[str, DenseFamily], who: str, key: str) -> list[
         key: The config key to name in errors.
 
     Returns:
-        For each head the indices of those of its levels whose stride all of them have, in the
-        order of the first head's levels.
+        For each head the indices of its levels whose stride all heads have, in the order of the
+        first head's levels.
 
     Raises:
-        ValueError: They do not; the message says why and what would.
+        ValueError: The heads predict for different units; the message says why and what would fit.
     """
     (lead_name, lead), *others = heads.items()
     if lead.needs_assigner and not hasattr(lead.head, 'assigner'):

@@ -166,10 +166,10 @@ class DenseFamily:
     def tell_rows(self, own: OwnLoss, split: SplitLevels) -> Iterator[None]:
         """Tell the head's loss modules which of their rows are simple (FIT-4).
 
-        This head forms its losses level by level, in ``loss_by_feat_single``.
+        This is for a head that forms its losses level by level, in ``loss_by_feat_single``.
 
         Args:
-            own: Takes part in the head's loss.
+            own: Weighs the rows of the head's loss modules; its ``row_mask`` is set.
             split: Gives simple and positive units of each level, once the head has its targets.
         """
         level, chosen = -1, {}
@@ -198,7 +198,7 @@ class DenseFamily:
         """Tell the rows of a head that forms its losses for all levels at once.
 
         Args:
-            own: Takes part in the head's loss.
+            own: Weighs the rows of the head's loss modules; its ``row_mask`` is set.
             join: Gives simple and positive units of all levels, flat, in the order of the rows.
         """
 
@@ -212,8 +212,8 @@ class DenseFamily:
 class DenseFamilies:
     """Which family reads which head: class of the head -> :class:`DenseFamily`.
 
-    A family of one's own is registered in the same way, in a module that the config names under
-    ``custom_imports``.
+    A family outside of this package is registered in the same way, in a module that the config
+    names under ``custom_imports``.
 
     Example:
         >>> class MyHead(nn.Module):

@@ -28,9 +28,9 @@ HEAD = 'bbox_head'
 class JointDense(JointHeads):
     """Joins the heads of several single-stage detectors, location by location.
 
-    One label per location is needed to compare the networks by: that of the first network's own
-    target assignment. Each network's own loss keeps its own. Levels that not all have are left to
-    the labels.
+    One label per location is needed to compare the networks by: it comes from the first network's
+    target assignment. The own loss of each network keeps that network's assignment. Levels that
+    some network lacks learn from the labels alone.
 
     Args:
         networks: Name -> an mmdet single-stage detector.
@@ -57,7 +57,7 @@ class JointDense(JointHeads):
         self.first, lead = next(iter(self.families.items()))
         self.num_classes = lead.num_classes
         self.sigmoid = lead.sigmoid
-        self.background = self.sigmoid  # a softmax has a channel for it
+        self.background = self.sigmoid  # a softmax has a channel for background
         self._loss_tap = f'{HEAD}.loss_by_feat'
         self._targets_tap = f'{HEAD}.{lead.targets}'
 
@@ -67,7 +67,7 @@ class JointDense(JointHeads):
         return sample.gt_instances.labels
 
     def taps(self, name: str) -> tuple[str, ...]:
-        """Paths to tap in a network: what it predicts, and what the first assigns."""
+        """Paths to tap in a network: its predictions and, in the first, the target assignment."""
         return (self._loss_tap, self._targets_tap) if name == self.first else (self._loss_tap,)
 
     def __call__(
@@ -81,7 +81,7 @@ class JointDense(JointHeads):
         Args:
             taps: Name -> records of that network's step.
             data_samples: Name -> the batch's data samples.
-            boxes: Decode the boxes too; to find the positive units is a host sync.
+            boxes: Decode the boxes too; finding the positive units is a host sync.
 
         Raises:
             ValueError: The networks' feature maps have different sizes.

@@ -24,7 +24,7 @@ class DenseOutputs:
     Args:
         family: How the head is read.
         places: The common levels, as indices of the head's.
-        read: Gives what the head's ``forward`` gave.
+        read: Returns what the head's ``forward`` returned.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class DenseOutputs:
 
     def encoded(self, images: Tensor, units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Priors, strides and box predictions ``(K, ...)`` of some units, to be decoded."""
-        # In full precision under AMP too: half of it is pixels off.
+        # In full precision under AMP too: in half precision boxes are off by pixels.
         predicted = full_precision(self.flat_boxes[images, units])
         return self.priors[units], self.strides[units], predicted
 

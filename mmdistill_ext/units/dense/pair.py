@@ -20,9 +20,9 @@ class DensePair(DetectorPair):
     """Pairs a single-stage head of the student with one of the teacher, location by location.
 
     The student's predictions are the arguments of its own ``loss_by_feat`` while it computes its
-    loss, labels and boxes those that its own target assignment gave then: nothing is assigned
+    loss, labels and boxes come from its own target assignment in that loss: nothing is assigned
     twice. The heads may be of different families as long as they have the same locations. Levels
-    that only one of them has are left to the labels.
+    that only one of them has learn from the labels alone.
 
     Args:
         student: The student, an mmdet single-stage detector.
@@ -65,12 +65,12 @@ class DensePair(DetectorPair):
 
     @property
     def box_distances(self) -> tuple[str, ...]:
-        """``'distribution'`` too, if both heads predict distributions of as many distances."""
+        """Distances that both heads allow: ``'distribution'`` if both have as many bins."""
         same = self.student.bins is not None and self.student.bins == self.teacher.bins
         return ('iou', 'l1', 'distribution') if same else ('iou', 'l1')
 
     def step(self, taps: Taps, teacher_call: Call, data_samples: list[DetDataSample]) -> DenseStep:
-        """What is known of one step; the student's calls may still be to come."""
+        """What is known of one step; the student's calls may be recorded later."""
         student = DenseOutputs(
             self.student, self.student_levels, lambda: taps[self.student_tap].args
         )

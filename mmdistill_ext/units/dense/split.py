@@ -20,7 +20,7 @@ class DenseSplit(HeadSplit):
     step: DenseStep
 
     def tell_rows(self) -> AbstractContextManager:
-        """Tell the head's loss modules which units are simple, as the head's family lays them."""
+        """Tell the head's loss modules which units are simple, in the order of their rows."""
         family = type(self.step.student.family)(self.head)
         return family.tell_rows(self.loss, lambda: self.levels)
 

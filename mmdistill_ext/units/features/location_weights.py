@@ -184,7 +184,7 @@ def _score_maps(teacher: nn.Module, key: str) -> tuple[str, Callable[[Call], lis
 
 
 def _nearest(maps: list[Tensor], grid: tuple[int, int]) -> Tensor:
-    """The map whose grid is nearest, brought to it."""
+    """The map whose grid is nearest to the given one, resized to it."""
     distances = [abs(math.log(x.shape[2] * x.shape[3] / (grid[0] * grid[1]))) for x in maps]
     best = maps[distances.index(min(distances))]
     return best if best.shape[2:] == grid else F.interpolate(best, grid, mode='bilinear')

@@ -52,7 +52,7 @@ class FeaturePair:
         key: The config key to name in errors.
 
     Attributes:
-        connectors: Of each level; None without. They have to become part of the student.
+        connectors: Connector of each level, to become part of the student; None if there are none.
         teacher_calls: Path in the teacher -> number of its calls in a forward.
 
     Raises:
@@ -81,8 +81,8 @@ class FeaturePair:
         """Size the connectors by one dry forward of either model, and log what is compared.
 
         Args:
-            student: The student's.
-            teacher: The teacher's.
+            student: Dry forward of the student.
+            teacher: Dry forward of the teacher.
 
         Raises:
             ValueError: A tap was not reached, gives no features, or they do not fit each other.
@@ -153,10 +153,10 @@ class FeaturePair:
             teacher: Path -> calls of the teacher.
             data_samples: The batch's data samples.
             size: Height and width of the batch.
-            connectors: Those of the student that is trained; None without.
+            connectors: Connectors of the student that is trained; None if there are none.
 
         Returns:
-            Of each level.
+            Features of each level.
         """
         mine = read(self.tap, taps.all(self.tap.call), None)
         with torch.no_grad():
@@ -198,7 +198,7 @@ def read(tap: Tap, calls: Sequence[Call], patches: tuple[int, int] | None) -> li
         patches: Rows and columns of the patches; None when there are none.
 
     Raises:
-        ValueError: There is something else than tensors.
+        ValueError: The tap gives something other than tensors.
     """
     values = [tap.read(call) for call in calls]
     values = values[0] if len(values) == 1 else values

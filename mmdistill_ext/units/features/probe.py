@@ -34,7 +34,7 @@ class Probe:
         """The calls of a tap.
 
         Raises:
-            ValueError: There were none; the message names the key.
+            ValueError: The forward did not reach the tap; the message names the key.
         """
         if not self.calls[tap.call]:
             raise ValueError(
@@ -72,7 +72,7 @@ def probe(
     size: tuple[int, int],
     what: str,
 ) -> Probe:
-    """Run a model once in eval mode; nothing of it changes, no random number is drawn.
+    """Run a model once in eval mode, without changing it or drawing random numbers.
 
     Args:
         model: The model.

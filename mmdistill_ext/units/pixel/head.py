@@ -1,4 +1,4 @@
-"""Per-pixel heads of segmenters: where one is found, and what it predicts."""
+"""Per-pixel heads of segmenters: how to find one, and what it predicts."""
 
 from __future__ import annotations
 

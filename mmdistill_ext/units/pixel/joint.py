@@ -115,7 +115,7 @@ class JointPixels(JointHeads):
             logits = network.inference(inputs[name], [sample.metainfo for sample in samples])
             predicted[name] = network.postprocess_result(logits, samples)
             own = _padding(samples)
-            if own != frame:  # one of another size divisor, say
+            if own != frame:  # another size divisor, say
                 logits = F.pad(logits, [a - b for a, b in zip(frame, own, strict=True)])
             mixture = mixture + weight * logits
         together = networks[first].postprocess_result(mixture, data_samples[first])
@@ -123,7 +123,7 @@ class JointPixels(JointHeads):
 
 
 def _padded_label(sample: SegDataSample, ignored: int) -> Tensor:
-    """Labels ``(H, W)`` of an image, padded as it is: in eval mode mmseg pads the image alone."""
+    """Labels ``(H, W)``, padded like the image: in eval mode mmseg pads only the image."""
     label, meta = sample.gt_sem_seg.data.squeeze(0), sample.metainfo
     if 'img_padding_size' not in meta:
         return label

@@ -22,7 +22,7 @@ class QueryPair(DetectorPair):
     """Pairs the queries of student and teacher that were matched to the same object.
 
     The student's queries are matched by its own loss, the teacher's by its own assigner; both on
-    the last decoder layer. Queries without an object have no partner and are left to the labels.
+    the last decoder layer. Queries without an object have no partner; they learn from labels alone.
 
     Args:
         student: The student, an mmdet DETR, Conditional, DAB or Deformable DETR, or DINO.
@@ -71,7 +71,7 @@ class QueryPair(DetectorPair):
         return {name: value for name, value in losses if 'dn_loss' not in name}
 
     def step(self, taps: Taps, teacher_call: Call, data_samples: list[DetDataSample]) -> QueryStep:
-        """What is known of one step; the student's calls may still be to come."""
+        """What is known of one step; the student's calls may be recorded later."""
         return QueryStep(taps, self.paths, self.teacher_head, teacher_call, data_samples)
 
     def build(self, step: QueryStep) -> Units:

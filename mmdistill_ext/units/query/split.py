@@ -22,7 +22,7 @@ class QuerySplit(HeadSplit):
     """Splits the losses of all decoder layers, by objects or by images (FIT-3, FIT-4).
 
     The query for an object is as simple as the teacher's query for it; split by unit, queries
-    without an object are simple. The denoising queries of DINO are left alone.
+    without an object are simple. The losses of DINO's denoising queries are not split.
     """
 
     step: QueryStep

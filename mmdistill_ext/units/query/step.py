@@ -164,13 +164,13 @@ class QueryStep:
         return self.pad(queries, -1)
 
     def pick(self, values: Tensor, queries: Tensor) -> Tensor:
-        """Values of queries ``(B, Q, D)`` -> of objects ``(B, G, D)``; without a query any."""
+        """Values of queries ``(B, Q, D)`` -> of objects ``(B, G, D)``; any without a query."""
         places = queries.clamp(min=0).unsqueeze(-1).expand(-1, -1, values.shape[-1])
         return values.gather(1, places)
 
     def in_pixels(self, normalised: Tensor) -> Tensor:
         """Centres and sizes in [0, 1], ``(B, ..., 4)`` -> corners in pixels."""
-        # In full precision under AMP too: half of it is pixels off.
+        # In full precision under AMP too: in half precision boxes are off by pixels.
         boxes = bbox_cxcywh_to_xyxy(full_precision(normalised))
         return boxes * self.sizes.repeat(1, 2).unsqueeze(1)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmdistill_ext.taps import resolve
 
 RUNS = ('_bbox_forward', '_mask_forward')
-"""A RoI head, the teacher's too, must not override these, which run its parts on given RoIs."""
+"""Methods that run a RoI head on given RoIs; the teacher's must not override these either."""
 TRAINS = (*RUNS, 'loss', 'bbox_loss', 'predict')
 """A student's RoI head must not override these: PISA and Dynamic R-CNN sample differently, Trident
 sees each image several times (it overrides `predict`)."""

@@ -61,7 +61,7 @@ class RoIHeadPair(DetectorPair):
     def step(
         self, taps: Taps, teacher_call: Call, data_samples: list[DetDataSample]
     ) -> RoIStep | MaskStep:
-        """What is known of one step; the student's calls may still be to come."""
+        """What is known of one step; the student's calls may be recorded later."""
         return self.step_class(self.student, self.teacher, taps, teacher_call, data_samples)
 
     @property

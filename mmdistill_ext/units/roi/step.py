@@ -1,4 +1,4 @@
-"""What is known of one step of two box heads, and of two mask heads."""
+"""What is known of one step of two box heads."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class RoIStep:
 
     @property
     def has_targets(self) -> bool:
-        """The student has sampled its RoIs; before, OHEM forms losses to choose them by."""
+        """Whether the student has sampled its RoIs; to choose them OHEM forms losses before."""
         return bool(self.taps.all(self.student.targets_tap))
 
     @cached_property
@@ -134,6 +134,6 @@ class RoIStep:
             deltas = predicted[rois]
         else:
             deltas = predicted.unflatten(1, (head.num_classes, -1))[rois, classes]
-        # In full precision under AMP too: half of it is pixels off.
+        # In full precision under AMP too: in half precision boxes are off by pixels.
         priors = full_precision(self.student_call['rois'][rois, 1:])
         return get_box_tensor(head.bbox_coder.decode(priors, full_precision(deltas)))

@@ -16,7 +16,7 @@ from mmdistill_ext.units.split.own_loss import OwnLoss
 
 
 class HeadSplit(ABC):
-    """Splits the own loss of a head while the head forms it: only then its targets exist (FIT-4).
+    """Splits a head's own loss while the head forms it: its targets exist only then (FIT-4).
 
     Args:
         step: What is known of the step, with ``step.samples``, the batch's data samples.
@@ -25,7 +25,7 @@ class HeadSplit(ABC):
         heads: Paths of the two heads that ``step`` is of.
 
     Attributes:
-        loss: Takes part in the head's loss.
+        loss: Weighs the rows of the head's loss modules.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class HeadSplit(ABC):
         return self.right.view(-1, *[1] * (self.valid.ndim - 1)).expand(self.valid.shape)
 
     def result(self, losses: Mapping[str, Tensor | list[Tensor]]) -> SplitResult:
-        """What came out of the split.
+        """How the split turned out, for the units.
 
         Args:
             losses: The head's finished losses, before the backward pass.
