@@ -11,7 +11,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -135,3 +135,33 @@ def training_steps(
         optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9))
         steps[name] = lambda m=model, o=optimizer: m.train_step(copy.deepcopy(batch), o)
     return steps
+
+
+def report_ratios(
+    times: dict[str, dict], sides: Sequence[str], floor: Sequence[str], label: str
+) -> dict[str, float]:
+    """Print the table of a benchmark of whole steps.
+
+    Args:
+        times: Of :func:`alternate`.
+        sides: Names of what is compared with the floor.
+        floor: Names of the parts whose sum the floor is.
+        label: What the floor is called.
+
+    Returns:
+        Side -> median ratio to the floor, turn by turn, so that a slow minute of the machine counts
+        on both sides.
+    """
+    floors = [sum(turn) for turn in zip(*(times[name]['all'] for name in floor), strict=True)]
+    ratios = {
+        name: statistics.median(
+            side / least for side, least in zip(times[name]['all'], floors, strict=True)
+        )
+        for name in sides
+    }
+    print(f'| side | time (median, least to largest) | / ({label}) |\n|---|---|---|')
+    for name, side in times.items():
+        ratio = f'{ratios[name]:.3f}' if name in ratios else ''
+        spread = f'{side["least"]:.3f} to {side["largest"]:.3f}'
+        print(f'| {name} | {side["median"]:.3f} s ({spread}) | {ratio} |')
+    return ratios

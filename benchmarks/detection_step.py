@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from statistics import median
 
 import torch
-from common import alternate, environment, step_parser, training_steps, write_json
+from common import alternate, environment, report_ratios, step_parser, training_steps, write_json
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 
@@ -75,17 +74,7 @@ def main() -> None:
             bare(images, mode='tensor')
 
     times = alternate(dict(**sides, teacher=teacher_forward), device, args.repeats)
-    both = zip(times['plain']['all'], times['teacher']['all'], strict=True)
-    floors = [plain + teacher for plain, teacher in both]
-    ratios = {  # turn by turn, so that a slow minute of the machine counts on both sides
-        name: median(own / floor for own, floor in zip(times[name]['all'], floors, strict=True))
-        for name in SIDES
-    }
-    print('| side | time (median, least to largest) | / (plain + teacher) |\n|---|---|---|')
-    for name, found in times.items():
-        ratio = f'{ratios[name]:.3f}' if name in ratios else ''
-        spread = f'{found["least"]:.3f} to {found["largest"]:.3f}'
-        print(f'| {name} | {found["median"]:.3f} s ({spread}) | {ratio} |')
+    ratios = report_ratios(times, tuple(SIDES), ('plain', 'teacher'), 'plain + teacher')
     write_json(
         args.json,
         dict(size=list(args.size), times=times, ratios=ratios, environment=environment(device)),

@@ -2,16 +2,14 @@ import copy
 
 import pytest
 import torch
-from mmengine.logging import MessageHub
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
 
 from mmdistill_ext.checkpoint import load_weights
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
 from mmdistill_ext.distillers.teacher_student import build_teacher_student
-from mmdistill_ext.losses.base import DistillLoss
 from mmdistill_ext.registry import MODELS
-from tests import tiny_det, tiny_seg, tiny_zoo
+from tests import tiny_det, tiny_seg, tiny_zoo, users_own  # noqa: F401  registers parts
 
 CONV = dict(type='Conv1x1')
 CWD = dict(type='CWDLoss', tap='backbone.3', connector=CONV)
@@ -46,14 +44,6 @@ def seg(channels=8):
 @pytest.fixture(scope='module')
 def teacher(tmp_path_factory):
     return saved(tmp_path_factory.mktemp('t'), seg(16))
-
-
-@pytest.fixture
-def iteration():
-    hub = MessageHub.get_current_instance()
-    before = hub.get_info('iter', 0)
-    yield lambda value: hub.update_info('iter', value)
-    hub.update_info('iter', before)
 
 
 def distilled(student, teacher, losses, **kwargs):
@@ -273,36 +263,7 @@ def test_losses_are_float32_under_autocast(teacher):
     assert found['loss_cwd'].dtype == found['loss_f'].dtype == torch.float32
 
 
-# What a user may write outside of the package.
-
-
-@MODELS.register_module()
-class Whitened(DistillLoss):
-    """Learns a scale and remembers a mean."""
-
-    takes_features = True
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-        self.register_buffer('mean', torch.zeros(()))
-
-    def forward(self, features, weight=1.0):
-        self.mean.lerp_(features.teacher.mean(), 0.5)
-        difference = self.scale * features.student - features.teacher + self.mean
-        return dict(loss=weight * difference.square().mean(), loss_scale=0.1 * self.scale.square())
-
-
-@MODELS.register_module()
-class LogitGap(DistillLoss):
-    """A loss of units that knows nothing of a head's own loss, with a parameter."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 1)
-
-    def forward(self, units, weight=1.0):
-        return dict(loss=weight * (self.conv(units.student) - units.teacher).square().mean())
+# With parts that a user writes outside of the package: tests/users_own.py.
 
 
 def test_parameters_and_memory_of_a_loss_belong_to_the_student(teacher):

@@ -11,8 +11,8 @@ from mmengine.runner import Runner
 
 from mmdistill_ext import cli
 from mmdistill_ext.distillers.build import build_model
-from tests import tiny_seg
-from tests.runs import ROOT, assert_identical, free_port, plain_config, run_tool, state_of
+from tests import forked_runs, tiny_seg
+from tests.runs import ROOT, assert_identical, last, plain_config, run_tool, state_of
 
 LOSSES = dict(
     cwd=dict(type='CWDLoss', tap='backbone.3', connector=dict(type='Conv1x1'), weight=2.0),
@@ -23,26 +23,17 @@ LOSSES = dict(
         weight_by='labels',
         begin=2,
     ),
+    user=dict(type='Whitened', tap='backbone.1', connector=dict(type='Gated')),
+    gap=dict(type='LogitGap', weight=0.1),
     sel=dict(type='SelectiveLoss', temperature=2.0),
 )
-
-
-@pytest.fixture(scope='module')
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data')
-    for split in ('train', 'val'):
-        tiny_seg.write_data(folder, split)
-    return folder
-
-
-@pytest.fixture(scope='module')
-def teacher(tmp_path_factory):
-    return tiny_seg.save_weights(tmp_path_factory.mktemp('t') / 't.pth', tiny_seg.model(16), seed=1)
+TRAINED = {'cwd', 'late', 'user', 'gap'}
 
 
 def distilled(root, work_dir, teacher, **hooks):
     cfg = tiny_seg.distil(plain_config(root, work_dir), teacher, **hooks)
     cfg.model.losses = Config(LOSSES)._cfg_dict
+    cfg.custom_imports.imports.append('tests.users_own')
     return cfg
 
 
@@ -60,10 +51,12 @@ def test_connectors_are_trained_resumed_and_averaged(root, teacher, tmp_path):
     early = state_of(tmp_path / 'whole' / 'iter_2.pth')['ema_state_dict']
     late = states[0]['ema_state_dict']
     keys = [key for key in states[0]['state_dict'] if key.startswith('connectors.')]
-    assert {key.split('.')[1] for key in keys} == {'cwd', 'late'}
+    assert {key.split('.')[1] for key in keys} == TRAINED
+    assert {'connectors.user.loss.mean', 'connectors.user.levels.0.0.gate'} < set(keys)
     assert {f'module.{key}' for key in keys} < late.keys()
-    weight = 'module.connectors.late.levels.0.0.0.weight'
-    assert not torch.equal(early[weight], late[weight])
+    moved = ('late.levels.0.0.0.weight', 'user.levels.0.0.gate', 'user.loss.scale')
+    for key in (f'module.connectors.{name}' for name in (*moved, 'gap.loss.conv.weight')):
+        assert not torch.equal(early[key], late[key]), key
     plain = Runner.from_cfg(plain_config(root, tmp_path / 'plain')).model.state_dict()
     assert states[0]['state_dict'].keys() - set(keys) == plain.keys()
 
@@ -76,18 +69,12 @@ def test_two_processes_equal_one_with_the_same_global_batch(root, teacher, tmp_p
     cfg.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=False)
     cfg.optim_wrapper.optimizer = dict(type='SGD', lr=0.1)
     cfg.pop('experiment_name')
-    cfg.env_cfg = dict(dist_cfg=dict(backend='gloo'))
-    cfg.dump(tmp_path / 'one.py')
-    run_tool(ROOT / 'tools/train.py', 'one.py', '--work-dir', 'one', cwd=tmp_path)
-
+    forked_runs.run(cfg, tmp_path / 'one')
     cfg.train_dataloader.batch_size = 1
-    cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None)
-    cfg.dump(tmp_path / 'two.py')
-    launch = ('-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port()}')
-    tool = (ROOT / 'tools/train.py', 'two.py', '--work-dir', 'two', '--launcher', 'pytorch')
-    run_tool(*launch, *tool, cwd=tmp_path)
-    one, two = (state_of(tmp_path / name / 'iter_4.pth')['state_dict'] for name in ('one', 'two'))
-    assert any(key.startswith('connectors.') for key in one)
+    forked_runs.run_two(cfg, tmp_path / 'two')
+    one, two = (last(tmp_path / name)['state_dict'] for name in ('one', 'two'))
+    assert {key.split('.')[1] for key in one if key.startswith('connectors.')} == TRAINED
+    one.pop('connectors.user.loss.mean')  # of this rank's images, as BatchNorm's are
     for key in one:
         torch.testing.assert_close(two[key], one[key], atol=1e-5, rtol=1e-5, msg=key)
 
