@@ -9,10 +9,12 @@ import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdistill_ext.functional import contrast_mask
+from mmdistill_ext.functional.checks import given
 from mmdistill_ext.hooks.common import unwrapped_model
+from mmdistill_ext.losses.base import DistillLoss
 from mmdistill_ext.registry import HOOKS
 from mmdistill_ext.visualization.contrast import check_contrast_values, contrast_overlay, write_png
 
@@ -58,7 +60,7 @@ class ContrastMaskHook(Hook):
         self.values = check_contrast_values(values, 'ContrastMaskHook.values')
         self.alpha = alpha
         self.names = losses
-        self.losses: dict[str, nn.Module] = {}
+        self.losses: dict[str, DistillLoss] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Find the losses."""
@@ -92,7 +94,7 @@ class ContrastMaskHook(Hook):
         """Write masks and overlays of the comparison that the losses kept."""
         if not (is_main_process() and self.every_n_train_iters(runner, self.interval)):
             return
-        step = runner.iter + 1
+        batch, step = given(data_batch, 'data_batch'), runner.iter + 1
         folder = Path(runner.log_dir, 'vis_data', 'contrast_masks', f'iter_{step}')
         for name, loss in self.losses.items():
             loss.records.keep_contrast = False
@@ -103,7 +105,7 @@ class ContrastMaskHook(Hook):
                 masks = contrast_mask(
                     wins[: self.max_images], valid[: self.max_images], **self.values
                 )
-                for i, (image, stem, mask) in enumerate(_unpadded(data_batch, masks.cpu().numpy())):
+                for i, (image, stem, mask) in enumerate(_unpadded(batch, masks.cpu().numpy())):
                     write_png(folder / name / f'{i}_{stem}{level}.png', mask)
                     overlay = contrast_overlay(image, mask, self.values, self.alpha)
                     runner.visualizer.add_image(f'contrast_{name}_{i}{level}', overlay, step)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from typing import ClassVar
 
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdistill_ext.taps import Call, Taps
@@ -34,7 +35,7 @@ class HeadPair(ABC):
         predicts: The student predicts with this head.
     """
 
-    head: nn.Module
+    head: BaseModule
     heads: tuple[str, str]
     student_tap: str
     student_taps: tuple[str, ...]

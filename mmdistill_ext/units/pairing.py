@@ -137,7 +137,7 @@ def _choose(student: nn.Module, head: str | None, key: str) -> tuple[PairRow, st
         ):
             return row, path
     raise ValueError(
-        f'`{key}.head` should lead to a {rows[-1].head_type.__name__}. Found '
+        f'`{key}.head` should lead to a {getattr(rows[-1].head_type, "__name__", "head")}. Found '
         f'{head or "none"!r} for a {type(student).__name__}.'
     )
 

@@ -67,7 +67,8 @@ class LocationWeights:
         Returns:
             ``(B, 1, h, w)`` float32; None when all are 1.
         """
-        grid = tuple(features.shape[2:])
+        rows, columns = features.shape[2:]
+        grid = rows, columns
         with torch.no_grad():
             weight = None
             if self.by == 'labels':
@@ -128,7 +129,7 @@ def _label_weights(student: nn.Module, key: str) -> Callable:
 
             def pixels(samples: list, grid: tuple, size: tuple, device: torch.device) -> Tensor:
                 labels = torch.stack([sample.gt_sem_seg.data for sample in samples])
-                return F.adaptive_avg_pool2d((labels != ignored).float(), grid)
+                return F.adaptive_avg_pool2d(labels.ne(ignored).float(), grid)
 
             return pixels
     if has_framework('mmdet'):
@@ -166,7 +167,7 @@ def _score_maps(teacher: nn.Module, key: str) -> tuple[str, Callable[[Call], lis
         head = getattr(teacher, path, None)
         if hasattr(head, 'use_sigmoid_cls') and hasattr(head, 'prior_generator'):
 
-            def anchors(call: Call, head: nn.Module = head) -> list[Tensor]:
+            def anchors(call: Call, head: Any = head) -> list[Tensor]:
                 channels = head.cls_out_channels
                 maps = [full_precision(x).unflatten(1, (-1, channels)) for x in call.output[0]]
                 if head.use_sigmoid_cls:

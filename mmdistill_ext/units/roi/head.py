@@ -48,7 +48,7 @@ class RoIHead:
             raise ValueError(
                 f"`{key}` should name one stage of a cascade: {stages}. Found '{path}'."
             )
-        self.roi_head = getattr(model, 'roi_head', None)
+        self.roi_head: StandardRoIHead = getattr(model, 'roi_head', None)
         known = any(
             all(getattr(type(self.roi_head), m, None) is getattr(base, m) for m in methods)
             for base in (StandardRoIHead, CascadeRoIHead)
