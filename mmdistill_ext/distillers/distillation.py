@@ -13,7 +13,7 @@ from mmdistill_ext.distillers.build_terms import build_terms
 from mmdistill_ext.distillers.fit import Fit, build_fit
 from mmdistill_ext.distillers.teacher import Teacher
 from mmdistill_ext.distillers.terms import SUMMED, HeadTerm, StepRecords, Term
-from mmdistill_ext.functional.checks import check_labels
+from mmdistill_ext.functional.checks import check_labels, given
 from mmdistill_ext.losses.base import DistillLoss
 from mmdistill_ext.taps import Taps
 
@@ -161,7 +161,7 @@ class Distillation:
 
     def _record_fit(self, fit: Fit, term: HeadTerm) -> None:
         if term.pair.predicts:
-            fit.record(term.loss.records.pop_fit_sums())
+            fit.record(given(term.loss.records.pop_fit_sums(), 'fit_sums'))
 
     def _check_once(self, term: Term, records: StepRecords) -> None:
         """Check the labels of the first step."""

@@ -33,15 +33,23 @@ class DetectorPair(HeadPair):
 
     ignore_index = IGNORED
     background = True
-    box_distances: tuple[str, ...] = ('iou', 'l1')
     splits_own = True
     is_detection = True
-    label_kinds = 'boxes'
 
     split_class: ClassVar[type[HeadSplit]]
     """Splits the head's own loss, with ``(step, rule, head, heads)``."""
     training_parts: ClassVar[tuple[str, ...]] = ('bbox_head', 'rpn_head', 'roi_head', 'mask_head')
     """Names of the modules that compute differently while they train, besides the detector."""
+
+    @property
+    def box_distances(self) -> tuple[str, ...]:
+        """``'iou'`` and ``'l1'``, of heads that predict no distribution."""
+        return ('iou', 'l1')
+
+    @property
+    def label_kinds(self) -> str:
+        """The boxes alone."""
+        return 'boxes'
 
     @property
     def num_classes(self) -> int:

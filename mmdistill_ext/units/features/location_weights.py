@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmdistill_ext.compat import has_framework
@@ -118,18 +120,18 @@ def touched_cells(boxes: Tensor, grid: tuple[int, int], size: tuple[int, int]) -
     return (rows.T @ columns).clamp(max=1)
 
 
-def _label_weights(student: nn.Module, key: str) -> Callable:
+def _label_weights(student: BaseModel, key: str) -> Callable:
     if has_framework('mmseg'):
         from mmseg.models.segmentors import BaseSegmentor
 
         if isinstance(student, BaseSegmentor):
-            head = student.decode_head
+            head: Any = student.decode_head
             head = head[-1] if isinstance(head, nn.ModuleList) else head
             ignored = head.ignore_index
 
             def pixels(samples: list, grid: tuple, size: tuple, device: torch.device) -> Tensor:
                 labels = torch.stack([sample.gt_sem_seg.data for sample in samples])
-                return F.adaptive_avg_pool2d(labels.ne(ignored).float(), grid)
+                return F.adaptive_avg_pool2d((labels != ignored).float(), grid)
 
             return pixels
     if has_framework('mmdet'):
