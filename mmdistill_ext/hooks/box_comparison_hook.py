@@ -102,7 +102,7 @@ class BoxComparisonHook(Hook):
         outputs: list[DetDataSample] | None = None,
     ) -> None:
         """Draw the images of the batch that are due."""
-        batch, outputs = given(data_batch, 'data_batch'), given(outputs, 'outputs')
+        outputs = given(outputs, 'outputs')
         first, self._seen = self._seen, self._seen + len(outputs)
         due = {
             index // self.interval: index - first
@@ -114,6 +114,7 @@ class BoxComparisonHook(Hook):
         step = runner.iter
         folder = Path(runner.log_dir, 'vis_data', 'boxes', f'iter_{step}')
         with isolated_rng(seed=0):  # mmdet draws the colours of masks at random
+            batch = given(data_batch, 'data_batch')
             taught = predict_as_teacher(unwrapped_model(runner), batch)
             for i, place in due.items():
                 student, teacher = outputs[place], taught[place]

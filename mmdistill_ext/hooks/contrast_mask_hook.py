@@ -94,13 +94,14 @@ class ContrastMaskHook(Hook):
         """Write masks and overlays of the comparison that the losses kept."""
         if not (is_main_process() and self.every_n_train_iters(runner, self.interval)):
             return
-        batch, step = given(data_batch, 'data_batch'), runner.iter + 1
+        step = runner.iter + 1
         folder = Path(runner.log_dir, 'vis_data', 'contrast_masks', f'iter_{step}')
         for name, loss in self.losses.items():
             loss.records.keep_contrast = False
             contrast = loss.records.pop_contrast()
             if contrast is None:  # the loss is off at this iteration
                 continue
+            batch = given(data_batch, 'data_batch')
             for level, (wins, valid) in contrast.maps().items():
                 masks = contrast_mask(
                     wins[: self.max_images], valid[: self.max_images], **self.values
