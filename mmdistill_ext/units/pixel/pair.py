@@ -131,7 +131,8 @@ class PixelPair(HeadPair):
             split=split,
         )
 
-    def has_labels(self, sample: dict) -> bool:
+    @staticmethod
+    def has_labels(sample: dict) -> bool:
         """Whether a sample of a data set has the label map that :meth:`gt_loss` needs."""
         return 'gt_sem_seg' in sample['data_samples']
 
