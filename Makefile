@@ -30,10 +30,11 @@ test-openmmlab: python  ## Run the same tests on the OpenMMLab originals.
 	@$(setup) --family openmmlab
 	$(openmmlab) python -m pytest $(jobs) $(ARGS)
 
-lint: python  ## Check style and formatting.
+lint: python  ## Check style, formatting and types.
 	@$(setup) --level basic
 	$(onedl) ruff check .
 	$(onedl) ruff format --check .
+	$(onedl) mypy
 
 format: python  ## Mend style and formatting.
 	@$(setup) --level basic
@@ -41,7 +42,7 @@ format: python  ## Mend style and formatting.
 	$(onedl) ruff format .
 
 clean:  ## Remove caches and what was built.
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean  ## Remove the environments too.

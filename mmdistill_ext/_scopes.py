@@ -12,8 +12,11 @@ It imports nothing until mmengine itself is imported.
 """
 
 import sys
+from collections.abc import Sequence
 from functools import wraps
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from types import ModuleType
 
 OWN = 'mmdistill_ext'
 # Names of modules, not of distributions. The last one is a submodule: `get_installed_path` of
@@ -22,7 +25,7 @@ MODULES = {'mmseg': 'mmseg', 'mmdet': 'mmdet', OWN: f'{OWN}.registry'}
 TARGET = 'mmengine.config.config'
 
 
-def mend(config_module) -> None:
+def mend(config_module: ModuleType) -> None:
     """Mend a loaded :mod:`mmengine.config.config`; a second time changes nothing."""
     packages = sys.modules['mmengine.config.utils'].MODULE2PACKAGE
     packages.update(MODULES)
@@ -32,7 +35,7 @@ def mend(config_module) -> None:
         return
 
     @wraps(find)
-    def find_without_own_scope(cfg_path: str, filename: str):
+    def find_without_own_scope(cfg_path: str, filename: str) -> tuple[str, str | None]:
         path, scope = find(cfg_path, filename)
         return path, None if scope == OWN else scope
 
@@ -42,19 +45,23 @@ def mend(config_module) -> None:
 class MendOnImport:
     """Finder that mends mmengine's configs when they are imported, once."""
 
-    def find_spec(self, name: str, path: object = None, target: object = None):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """Let the other finders find the module; then mend it right after its execution."""
         if name != TARGET:
             return None
         sys.meta_path.remove(self)
         spec = find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
         execute = spec.loader.exec_module
 
-        def execute_and_mend(module):
+        def execute_and_mend(module: ModuleType) -> None:
             execute(module)
             mend(module)
 
-        spec.loader.exec_module = execute_and_mend
+        spec.loader.exec_module = execute_and_mend  # type: ignore[method-assign]  # of this one
         return spec
 
 

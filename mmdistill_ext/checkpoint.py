@@ -132,7 +132,7 @@ def load_exactly(
         raise ValueError(f'{what} is of another model than its config: {", ".join(problems)}.')
 
 
-def write_atomic(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
+def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
     """Call ``write`` on a temporary file beside ``path``, then rename it: all or nothing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

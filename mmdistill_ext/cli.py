@@ -9,11 +9,10 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model import BaseModel, BaseTTAModel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import distributed as dist
-from torch import nn
 
 from mmdistill_ext.checkpoint import load_exactly, load_weights
 from mmdistill_ext.compat import require_framework
@@ -122,7 +121,7 @@ def build_runner(cfg: Config) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
-def check_checkpoint(model: nn.Module, source: str, key: str, partial: bool = False) -> None:
+def check_checkpoint(model: BaseModel, source: str, key: str, partial: bool = False) -> None:
     """Stop before a run whose checkpoint is missing, damaged, unsafe, or of another model.
 
     mmengine only warns about keys that are missing or differ in shape, and runs on.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def require_framework(name: str, why: str) -> None:
         )
 
 
-def _history_getattr(owner, name):
+def _history_getattr(owner: object, name: str) -> Any:
     """``getattr`` as a checkpoint may use it: for the statistics of ``HistoryBuffer`` only."""
     if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
         return getattr(owner, name)
@@ -64,7 +65,7 @@ def mend_cpu_distributed() -> None:
     if get_device() != 'cpu':
         return
 
-    def init_dist_pytorch(backend: str, init_backend: str = 'torch', **kwargs) -> None:
+    def init_dist_pytorch(backend: str, init_backend: str = 'torch', **kwargs: Any) -> None:
         torch.distributed.init_process_group(backend=backend, **kwargs)
 
     dist_utils._init_dist_pytorch = init_dist_pytorch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmdistill_ext.checkpoint import load_weights, write_atomic
@@ -14,7 +15,7 @@ SCORES = 'networks.json'
 
 
 def record_scores(
-    folder: str | os.PathLike, iteration: int, entry: dict[str, object]
+    folder: str | os.PathLike, iteration: int, entry: Mapping[str, object]
 ) -> dict[int, dict]:
     """Add a validation to the file and drop those recorded at the same or a later iteration.
 
@@ -31,7 +32,7 @@ def record_scores(
     path = Path(folder, SCORES)
     history = _read(path) if path.is_file() else {}
     history = {at: known for at, known in history.items() if at < iteration}
-    history[iteration] = entry
+    history[iteration] = dict(entry)
     text = json.dumps(history, indent=2)
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding='utf-8'))
     return history

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict, build_optim_wrapper
 from torch import Tensor, nn
 
@@ -79,7 +79,7 @@ class PerNetworkOptimWrapperConstructor:
                 f'Found {paramwise_cfg!r} beside them.'
             )
 
-    def __call__(self, model: nn.Module) -> PerNetworkOptimWrapper:
+    def __call__(self, model: BaseModel) -> PerNetworkOptimWrapper:
         """Build the wrappers of all networks.
 
         Raises:

@@ -53,7 +53,7 @@ def plain_config(cfg: Config, network: str | None = None) -> Config:
         return cfg
     plain = _without_this_package(cfg.to_dict())
     plain[MODEL] = _innermost(cfg, layers)
-    if names:
+    if names and network is not None:
         plain = config_for_network(plain, network, names)
     return Config(plain, filename=cfg.filename)
 
@@ -61,9 +61,10 @@ def plain_config(cfg: Config, network: str | None = None) -> Config:
 def _layers(spec: dict | str, key: str) -> Iterator[tuple[ConfigDict, str]]:
     """Model and config key of each extension in a stack, from the outermost to the plain model."""
     while True:
-        model = resolve_model_cfg(spec, key) if key != MODEL else spec
+        model: ConfigDict = resolve_model_cfg(spec, key) if key != MODEL else spec
         yield model, key
-        inner = INNER_MODELS.get(registered_name(model.get('type'), MODELS))
+        name = registered_name(model.get('type'), MODELS)
+        inner = INNER_MODELS.get(name) if name else None
         if inner not in model:
             return
         spec, key = model[inner], f'{key}.{inner}'

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
+from typing import Any, Protocol
 
 import torch
 from mmengine.config import ConfigDict
 from mmengine.dist import get_rank, get_world_size
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Sampler
 
 from mmdistill_ext.dataset_configs import labels_first
 from mmdistill_ext.isolation import isolated_rng
+
+
+class RoundLoader(Protocol):
+    """A PyTorch loader whose sampler is a :class:`RoundSampler`."""
+
+    dataset: Any
+    sampler: RoundSampler
+    collate_fn: Callable[[list], dict]
+
+    def __iter__(self) -> Iterator[dict]: ...
 
 
 class RoundSampler(Sampler):
@@ -29,7 +40,7 @@ class RoundSampler(Sampler):
         position: Number of samples given in earlier rounds.
     """
 
-    def __init__(self, dataset: Dataset, size: int, seed: int | None = None) -> None:
+    def __init__(self, dataset: Sized, size: int, seed: int | None = None) -> None:
         self.length = len(dataset)
         self.size = size
         self.seed = seed or 0
@@ -48,7 +59,7 @@ class RoundSampler(Sampler):
         return self.size // get_world_size()
 
 
-def build_round_loader(cfg: dict, batches: int, seed: int | None, key: str) -> DataLoader:
+def build_round_loader(cfg: dict | None, batches: int, seed: int | None, key: str) -> RoundLoader:
     """Build a loader that goes through ``batches`` batches per rank, from its sampler's position.
 
     The caller advances ``loader.sampler.position`` by ``loader.sampler.size`` after each round.
@@ -65,21 +76,21 @@ def build_round_loader(cfg: dict, batches: int, seed: int | None, key: str) -> D
     """
     if not isinstance(cfg, dict) or 'dataset' not in cfg:
         raise ValueError(f'`{key}` should be the config of a loader with data. Found {cfg!r}.')
-    cfg = ConfigDict(cfg).copy()
-    cfg.pop('batch_sampler', None)
-    cfg.pop('drop_last', None)
-    size = batches * cfg.get('batch_size', 1) * get_world_size()
-    cfg.sampler = dict(type=_sampler, size=size, key=key)
+    rounds = ConfigDict(cfg).copy()
+    rounds.pop('batch_sampler', None)
+    rounds.pop('drop_last', None)
+    size = batches * rounds.get('batch_size', 1) * get_world_size()
+    rounds.sampler = dict(type=_sampler, size=size, key=key)
     try:
         with isolated_rng():
-            return Runner.build_dataloader(cfg, seed=seed)
+            return Runner.build_dataloader(rounds, seed=seed)
     except ValueError as error:
         if 'need at least one array' in str(error):  # what mmengine makes of an empty folder
             raise _empty(key) from error
         raise
 
 
-def _sampler(dataset: Dataset, size: int, key: str, seed: int | None) -> RoundSampler:
+def _sampler(dataset: Sized, size: int, key: str, seed: int | None) -> RoundSampler:
     if len(dataset) == 0:
         raise _empty(key)
     return RoundSampler(dataset, size, seed)
@@ -126,7 +137,7 @@ def build_labelled_loader(
     has_labels: Callable[[dict], bool],
     measured: str,
     label_kinds: str = '',
-) -> DataLoader:
+) -> RoundLoader:
     """Build a loader of rounds (see :func:`build_round_loader`) over data with labels.
 
     Args:

@@ -67,7 +67,7 @@ class Tap:
         return value
 
 
-def find_tap(root: nn.Module, path: str, key: str) -> Tap:
+def find_tap(root: nn.Module, path: str | None, key: str) -> Tap:
     """Read a tap's path: a module or method, perhaps ``input`` or ``output``, perhaps indices.
 
     ``'neck.0'`` is the first of what the neck returns, ``'decode_head.input.3'`` the fourth of the

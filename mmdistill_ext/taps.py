@@ -27,7 +27,9 @@ def resolve(root: nn.Module, path: str, key: str) -> tuple[Any, str]:
     Raises:
         ValueError: Part of the path does not exist, or the end is not callable.
     """
-    owner, target, walked = None, root, type(root).__name__
+    owner: Any = None
+    target: Any = root
+    walked = type(root).__name__
     for part in path.split('.'):
         found = find_child(target, part)
         if found is None:
@@ -143,7 +145,7 @@ class Taps:
         self._records = {name: [] for name in self._targets}
         self._missing = dict(self._stop_after)
         for owner, method, new in self._replace:
-            self._undo.enter_context(wrapped(owner, method, lambda _, new=new: new))
+            self._undo.enter_context(wrapped(owner, method, partial(_instead, new)))
         for name, (_, owner, method) in self._targets.items():
             recorder = partial(self._recorder, name=name)
             self._undo.enter_context(wrapped(owner, method, recorder))
@@ -186,7 +188,7 @@ class Taps:
     def _recorder(self, call: Callable, name: str) -> Callable:
         record = self._records[name]
 
-        def wrapper(*args, **kwargs):
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
             recorded = Call(args, kwargs, function=call)
             record.append(recorded)
             recorded.output = output = call(*args, **kwargs)
@@ -199,6 +201,10 @@ class Taps:
             return output
 
         return wrapper
+
+
+def _instead(new: Callable, previous: Callable) -> Callable:
+    return new
 
 
 def _entrance(owner: Any, method: str) -> tuple[Any, str]:

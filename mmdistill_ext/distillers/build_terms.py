@@ -64,8 +64,8 @@ def _build_term(
             f'{", ".join(map(repr, other))}.'
         )
     if loss.takes_features:
-        pair = _feature_pair(student, teacher, loss, key, **of_features)
-        return FeatureTerm(name, loss, schedule, pair)
+        features = _feature_pair(student, teacher, loss, key, **of_features)
+        return FeatureTerm(name, loss, schedule, features)
     pair = pair_heads(
         student, teacher.model, of_heads.get('head'), of_heads.get('teacher_head'), key
     )

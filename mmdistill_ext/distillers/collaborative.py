@@ -123,9 +123,9 @@ class CollaborativeDistiller(BaseModel):
             Named scalars, the ensemble's data samples, or name -> the network's output.
         """
         if mode == 'loss':
-            return self.loss(inputs, data_samples)
+            return self.loss(inputs, data_samples or {})
         if mode == 'predict':
-            return self.joint.predict(self.students, inputs, data_samples, self.weights)
+            return self.joint.predict(self.students, inputs, data_samples or {}, self.weights)
         samples = data_samples or {}
         return {
             name: network(inputs[name], samples.get(name), mode=mode)

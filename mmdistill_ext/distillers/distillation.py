@@ -6,13 +6,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from mmengine.logging import MessageHub
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmdistill_ext.distillers.build_terms import build_terms
-from mmdistill_ext.distillers.fit import build_fit
+from mmdistill_ext.distillers.fit import Fit, build_fit
 from mmdistill_ext.distillers.teacher import Teacher
 from mmdistill_ext.distillers.terms import SUMMED, HeadTerm, StepRecords, Term
-from mmdistill_ext.functional.checks import check_labels
+from mmdistill_ext.functional.checks import check_labels, given
 from mmdistill_ext.losses.base import DistillLoss
 from mmdistill_ext.taps import Taps
 
@@ -38,7 +39,7 @@ class Distillation:
 
     def __init__(
         self,
-        student: nn.Module,
+        student: BaseModel,
         teacher: dict,
         losses: dict,
         fuse_task_loss: bool = False,
@@ -96,7 +97,7 @@ class Distillation:
         student: nn.Module,
         student_loss: Callable[..., dict],
         inputs: Tensor,
-        data_samples: list,
+        data_samples: list | None,
     ) -> dict[str, Tensor]:
         """The student's own losses and those of the active terms; its own alone if none is active.
 
@@ -123,7 +124,7 @@ class Distillation:
         student: nn.Module,
         student_loss: Callable[..., dict],
         inputs: Tensor,
-        data_samples: list,
+        data_samples: list | None,
     ) -> dict[str, Tensor]:
         terms = [term for term, _ in active]
         leading = _leading_terms(terms)
@@ -132,28 +133,35 @@ class Distillation:
         split = self.fit.split() if self.fit else None
         paths = {path: path for term in terms for path in term.student_calls}
         replaced = {tap: _no_loss for tap, term in leading.items() if term.fused}
+        height, width = inputs.shape[2:]
         with Taps(student, paths, replaced) as taps, ExitStack() as stack:
             records = StepRecords(
-                student, taps, teacher_calls, data_samples, tuple(inputs.shape[2:]), split, leading
+                student,
+                taps,
+                teacher_calls,
+                data_samples or [],
+                (height, width),
+                split,
+                leading,
             )
-            for tap, term in leading.items():
-                if split and term.pair.splits_own:
-                    call = teacher_calls[term.pair.teacher_tap][-1]
-                    own = term.pair.split_own(taps, call, data_samples, split)
+            for tap, lead in leading.items():
+                if split and lead.pair.splits_own:
+                    call = teacher_calls[lead.pair.teacher_tap][-1]
+                    own = lead.pair.split_own(taps, call, records.data_samples, split)
                     records.own[tap] = stack.enter_context(own)
             losses = student_loss(inputs, data_samples, mode='loss')
             for term, weight in active:
                 self._check_once(term, records)
                 _merge(losses, term(records, weight), term.name)
-                if split and isinstance(term, HeadTerm) and term.leads(records):
-                    self._record_fit(term)
+                if self.fit and isinstance(term, HeadTerm) and term.leads(records):
+                    self._record_fit(self.fit, term)
             taps.clear()
         self._checked = True
         return losses
 
-    def _record_fit(self, term: HeadTerm) -> None:
+    def _record_fit(self, fit: Fit, term: HeadTerm) -> None:
         if term.pair.predicts:
-            self.fit.record(term.loss.records.pop_fit_sums())
+            fit.record(given(term.loss.records.pop_fit_sums(), 'fit_sums'))
 
     def _check_once(self, term: Term, records: StepRecords) -> None:
         """Check the labels of the first step."""
@@ -163,7 +171,7 @@ class Distillation:
             check_labels(labels, count, term.pair.ignore_index)
 
 
-def check_main_term(term: HeadTerm | None) -> None:
+def check_main_term(term: HeadTerm | None) -> HeadTerm:
     """Refuse the fit loss where there is no own loss to split and to measure (FIT-1).
 
     Raises:
@@ -181,6 +189,7 @@ def check_main_term(term: HeadTerm | None) -> None:
             '`fit` needs a student with a task loss: the `loss_weight` of its head should be > 0. '
             f"Found {term.fused.loss_weight} in '{term.fused.name}'."
         )
+    return term
 
 
 def _leading_terms(terms: list[Term]) -> dict[str, HeadTerm]:

@@ -37,7 +37,9 @@ def _statistics_kept(network: nn.Module) -> Iterator[None]:
     ]
     kept = [dict(module._buffers) for module in counting]
     for module in counting:
-        module._buffers.update({name: value.clone() for name, value in module._buffers.items()})
+        module._buffers.update(
+            {name: None if x is None else x.clone() for name, x in module._buffers.items()}
+        )
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from mmengine.model import BaseModel
@@ -38,8 +39,9 @@ def tapped_forward(
     stop_after = {path: count for path, count in wanted.items() if path not in later}
     if later:
         paths[FEATURES], stop_after[FEATURES] = FEATURES, 1
-    known = None not in stop_after.values()
-    with Taps(model, paths, stop_after=stop_after if known else None) as taps:
+    known = {path: count for path, count in stop_after.items() if count is not None}
+    all_known = len(known) == len(stop_after)
+    with Taps(model, paths, stop_after=known if all_known else None) as taps:
         _forward(model, inputs, data_samples)
     calls = {path: taps.all(path) for path in paths}
     taps.clear()
@@ -53,7 +55,7 @@ def tapped_forward(
     return {path: calls[path] for path in wanted}
 
 
-def _forward(model: nn.Module, inputs: Tensor, data_samples: list | None) -> None:
+def _forward(model: Any, inputs: Tensor, data_samples: list | None) -> None:
     if hasattr(model, 'encode_decode') and data_samples:
         # Of mmseg; with mode='tensor' heads that want data samples (Mask2Former) fail.
         model.encode_decode(inputs, [sample.metainfo for sample in data_samples])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
-from mmengine.model import ImgDataPreprocessor
+from mmengine.model import BaseModel, ImgDataPreprocessor
 from torch import Tensor, nn
 
 from mmdistill_ext.units.padding import padding_of
@@ -28,6 +28,10 @@ class TeacherInput(nn.Module):
         ValueError: A value is impossible, or the model has a preprocessor beside ``cfg``.
     """
 
+    preprocessor: ImgDataPreprocessor | None
+    scale: Tensor | None
+    shift: Tensor | None
+
     def __init__(self, model: nn.Module, cfg: dict | None, patch_size: int | None) -> None:
         super().__init__()
         if patch_size is not None and (type(patch_size) is not int or patch_size < 1):
@@ -40,7 +44,7 @@ class TeacherInput(nn.Module):
         self.register_buffer('shift', None, persistent=False)
         self.flip_channels = False
 
-    def match(self, student: nn.Module) -> None:
+    def match(self, student: BaseModel) -> None:
         """Prepare the conversion from the student's normalised input to the teacher's own.
 
         Raises:
@@ -99,7 +103,7 @@ class TeacherInput(nn.Module):
 
     def convert(self, inputs: Tensor, data_samples: list | None) -> Tensor:
         """The student's input in the teacher's normalisation and channel order."""
-        if self.scale is None:
+        if self.scale is None or self.shift is None:
             return inputs
         if self.flip_channels:
             inputs = inputs.flip(1)
@@ -115,7 +119,7 @@ class TeacherInput(nn.Module):
         return inputs
 
 
-def _preprocessor(model: nn.Module, cfg: dict | None) -> nn.Module | None:
+def _preprocessor(model: nn.Module, cfg: dict | None) -> ImgDataPreprocessor | None:
     """What the model's input is normalised by; None when nothing says so."""
     its_own = getattr(model, 'data_preprocessor', None)
     if hasattr(its_own, '_enable_normalize'):
@@ -136,18 +140,18 @@ def _preprocessor(model: nn.Module, cfg: dict | None) -> nn.Module | None:
         ) from error
 
 
-def _pad_value(preprocessor: nn.Module) -> float:
+def _pad_value(preprocessor: ImgDataPreprocessor) -> float:
     """Value that a preprocessor pads with, under mmseg's or mmengine's name for it."""
     return getattr(preprocessor, 'pad_val', getattr(preprocessor, 'pad_value', 0))
 
 
-def _flips_channels(preprocessor: nn.Module) -> bool:
+def _flips_channels(preprocessor: ImgDataPreprocessor) -> bool:
     """Whether a preprocessor swaps BGR and RGB; mmseg 1.2 names this unlike its fork and mmdet."""
     public = getattr(preprocessor, 'channel_conversion', False)
     return bool(getattr(preprocessor, '_channel_conversion', public))
 
 
-def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
+def _normalisation(preprocessor: ImgDataPreprocessor) -> tuple[Tensor, Tensor]:
     if not preprocessor._enable_normalize:
         return torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
     return preprocessor.mean.detach().cpu(), preprocessor.std.detach().cpu()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.model import BaseModel
@@ -12,8 +13,13 @@ from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
 from mmdistill_ext.distillers.distillation import Distillation
 from mmdistill_ext.distillers.extension import extend, register_extension
 
+if TYPE_CHECKING:
+    from mmengine.model import BaseModel as Student  # what it is mixed into
+else:
+    Student = object
 
-class DistilledModel:
+
+class DistilledModel(Student):
     """Mixed into the class of a built student: its loss gains the terms of a distillation.
 
     See :func:`~mmdistill_ext.distillers.extension.extend`. What terms learn or remember is part of
@@ -22,13 +28,15 @@ class DistilledModel:
 
     distillation: Distillation
 
-    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'):
+    def forward(
+        self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'
+    ) -> Any:
         """The student's ``forward``; ``mode='loss'`` adds the terms of the distillation."""
         if mode != 'loss':
             return super().forward(inputs, data_samples, mode)
         return self.distillation.step(self, super().forward, inputs, data_samples)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self.distillation.apply(fn)
         return super()._apply(fn, recurse)
 
@@ -76,10 +84,10 @@ def build_teacher_student(
         ValueError: Student, teacher and losses do not fit each other; the message names the key.
         FileNotFoundError: A config or checkpoint does not exist.
     """
-    student = resolve_model_cfg(student, 'student')
+    cfg = resolve_model_cfg(student, 'student')
     if data_preprocessor is not None:
-        student.setdefault('data_preprocessor', data_preprocessor)
-    model = build_model(student, 'student')
+        cfg.setdefault('data_preprocessor', data_preprocessor)
+    model = build_model(cfg, 'student')
     if not isinstance(model, BaseModel):
         raise ValueError(
             '`student` should be a segmentor of mmsegmentation, a detector of mmdetection, or '

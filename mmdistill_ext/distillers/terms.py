@@ -6,10 +6,12 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
 from mmdistill_ext.distillers.schedule import Schedule
+from mmdistill_ext.functional.add_up import add_up
 from mmdistill_ext.losses.base import DistillLoss
 from mmdistill_ext.taps import Call, Taps
 from mmdistill_ext.units.base import FusedCrossEntropy, SplitRule, Units
@@ -87,7 +89,7 @@ class Term(ABC):
         """The loss as this student holds it: a copy of a student has a copy of what it learns."""
         return self._part(student, 'loss') or self.loss
 
-    def _part(self, student: nn.Module, name: str) -> nn.Module | None:
+    def _part(self, student: nn.Module, name: str) -> Any:
         connectors = getattr(student, 'connectors', {})
         if self.name not in connectors or name not in connectors[self.name]:
             return None
@@ -168,8 +170,10 @@ class FeatureTerm(Term):
 
     def trainables(self) -> dict[str, nn.Module]:
         """The loss, if it learns or remembers something, and the connectors of all levels."""
-        has_connector = self.pair.connectors is not None
-        return super().trainables() | ({'levels': self.pair.connectors} if has_connector else {})
+        parts = super().trainables()
+        if self.pair.connectors is not None:
+            parts['levels'] = self.pair.connectors
+        return parts
 
     def __call__(self, records: StepRecords, weight: float) -> dict[str, Tensor]:
         """Form the mean of the losses of all tapped levels."""
@@ -180,7 +184,7 @@ class FeatureTerm(Term):
         )
         formed = [loss(features, weight) for features in levels]
         return {
-            _rename(key, self.name): sum(level[key] for level in formed) / len(formed)
+            _rename(key, self.name): add_up(level[key] for level in formed) / len(formed)
             for key in formed[0]
         }
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 AVERAGES = ('selected', 'valid')
+
+T = TypeVar('T')
 
 
 def num_label_classes(channels: int, background: bool = False) -> int:
@@ -64,8 +67,16 @@ def check_factor(name: str, value: float) -> None:
 
 
 def _is_number(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value)
+
+
+def given(value: T | None, name: str) -> T:
+    """The value; ``RuntimeError`` for None, where only a caller's mistake can leave it out."""
+    if value is None:
+        raise RuntimeError(f'`{name}` is needed here and was not given.')
+    return value
 
 
 def check_logits(name: str, logits: Tensor, target: Tensor | None = None) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmdistill_ext.functional.add_up import add_up
 from mmdistill_ext.functional.blocks.collaboration_pass import (
     CollaborationPass,
     Combine,
@@ -118,4 +119,4 @@ def networks_correlation(reader: BlockReader, difference: str = 'ce') -> tuple[T
         )
         for place in reader.places()
     ]
-    return sum(matrix for matrix, _ in parts), sum(count for _, count in parts)
+    return add_up(matrix for matrix, _ in parts), add_up(count for _, count in parts)

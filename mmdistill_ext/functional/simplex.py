@@ -113,7 +113,6 @@ class _Problem:
             classes = torch.arange(channels, device=target.device).view(-1, 1) + binary
             logits = torch.where(target == classes, -logits, logits)  # the label C has no channel
         self.logits = logits.masked_fill(~valid, 0)  # which adds nothing to any sum
-        self.share = 1.0
         if per == 'image':
             self.share = 1 / valid.sum(-1, keepdim=True).clamp(min=1).to(self.logits)
         self.by_image = per == 'image'

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from torch import nn
 
 from mmdistill_ext.compat import require_framework
 from mmdistill_ext.dataset_configs import plain_datasets
+from mmdistill_ext.functional.checks import given
 from mmdistill_ext.hooks.common import unwrapped_model
 from mmdistill_ext.isolation import isolated_rng
 from mmdistill_ext.registry import HOOKS
@@ -101,6 +102,7 @@ class BoxComparisonHook(Hook):
         outputs: list[DetDataSample] | None = None,
     ) -> None:
         """Draw the images of the batch that are due."""
+        outputs = given(outputs, 'outputs')
         first, self._seen = self._seen, self._seen + len(outputs)
         due = {
             index // self.interval: index - first
@@ -112,7 +114,8 @@ class BoxComparisonHook(Hook):
         step = runner.iter
         folder = Path(runner.log_dir, 'vis_data', 'boxes', f'iter_{step}')
         with isolated_rng(seed=0):  # mmdet draws the colours of masks at random
-            taught = predict_as_teacher(unwrapped_model(runner), data_batch)
+            batch = given(data_batch, 'data_batch')
+            taught = predict_as_teacher(unwrapped_model(runner), batch)
             for i, place in due.items():
                 student, teacher = outputs[place], taught[place]
                 panels = dict(
@@ -126,7 +129,7 @@ class BoxComparisonHook(Hook):
                 runner.visualizer.add_image(f'boxes_{i}', picture, step)
 
 
-def check_model(model: nn.Module) -> None:
+def check_model(model: BaseModel) -> None:
     """Refuse a model that is no detector with a teacher."""
     from mmdet.models.detectors import BaseDetector
 
@@ -149,7 +152,7 @@ def check_label_order(transforms: list) -> None:
 
 
 @torch.no_grad()
-def predict_as_teacher(model: nn.Module, batch: dict) -> list[DetDataSample]:
+def predict_as_teacher(model: BaseModel, batch: dict) -> list[DetDataSample]:
     """Predictions of a distilled model's teacher on a batch of the loader."""
     teacher = model.distillation.teacher.model
     preprocessor = teacher.data_preprocessor

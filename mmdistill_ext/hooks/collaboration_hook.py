@@ -15,6 +15,7 @@ from torch import Tensor
 from mmdistill_ext.dataset_configs import walk_datasets
 from mmdistill_ext.distillers.collaborative import CollaborativeDistiller
 from mmdistill_ext.evaluation import NetworksEvaluator
+from mmdistill_ext.functional.checks import given
 from mmdistill_ext.hooks.common import publish, unwrapped_model
 from mmdistill_ext.hooks.compared_metric import ComparedMetric
 from mmdistill_ext.hooks.networks_validation import HeldOutErrors, NetworksValidation
@@ -51,6 +52,7 @@ class CollaborationHook(Hook):
     """
 
     priority = 'NORMAL'  # before LoggerHook and CheckpointHook
+    model: CollaborativeDistiller
 
     def __init__(
         self, metric: str | None = None, batches: int = 8, dataloader: dict | None = None
@@ -96,7 +98,9 @@ class CollaborationHook(Hook):
         if not isinstance(getattr(self, 'model', None), CollaborativeDistiller):
             return  # validated without training
         names = self.model.names
-        validation = NetworksValidation(names, metrics or {}, lambda: self._errors.measure(runner))
+        validation = NetworksValidation(
+            names, metrics or {}, lambda: given(self._errors, 'HeldOutErrors').measure(runner)
+        )
         metric = self.compared.choose(validation.metrics)
         scores = {name: validation.score(name, metric) for name in (*names, ENSEMBLE)}
         self._weights = self.model.second.find_weights(validation)
@@ -123,11 +127,11 @@ class CollaborationHook(Hook):
         self._weights = None
 
     def _build_compared_metric(self, runner: Runner) -> ComparedMetric:
-        named = {
+        candidates = {
             'CollaborationHook.metric': self.metric,
             'second.metric': getattr(self.model.second, 'metric', None),
         }
-        named = {key: metric for key, metric in named.items() if metric is not None}
+        named = {key: metric for key, metric in candidates.items() if metric is not None}
         compared = ComparedMetric(named, (*self.model.names, ENSEMBLE))
         metrics = getattr(getattr(runner.val_loop, 'evaluator', None), 'metrics', ())
         compared.check_prefixes([metric.prefix for metric in metrics])
@@ -163,8 +167,8 @@ def check_views(dataset: Any, names: list[str]) -> None:
 
 def _best(scores: Mapping[str, float | None], names: list[str]) -> str | None:
     """The network with the largest score, if any has one."""
-    known = {name: scores[name] for name in names if scores[name] is not None}
-    return max(known, key=known.get) if known else None
+    known = {name: score for name in names if (score := scores[name]) is not None}
+    return max(known, key=known.__getitem__) if known else None
 
 
 def _stands_at_validation(runner: Runner) -> bool:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mmengine.logging import MessageHub
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.runner import Runner
-from torch import nn
 
 
-def unwrapped_model(runner: Runner) -> nn.Module:
+def unwrapped_model(runner: Runner) -> BaseModel:
     """The runner's model without its wrapper for distributed training."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 

@@ -9,10 +9,12 @@ import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdistill_ext.functional import contrast_mask
+from mmdistill_ext.functional.checks import given
 from mmdistill_ext.hooks.common import unwrapped_model
+from mmdistill_ext.losses.base import DistillLoss
 from mmdistill_ext.registry import HOOKS
 from mmdistill_ext.visualization.contrast import check_contrast_values, contrast_overlay, write_png
 
@@ -58,7 +60,7 @@ class ContrastMaskHook(Hook):
         self.values = check_contrast_values(values, 'ContrastMaskHook.values')
         self.alpha = alpha
         self.names = losses
-        self.losses: dict[str, nn.Module] = {}
+        self.losses: dict[str, DistillLoss] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Find the losses."""
@@ -99,11 +101,12 @@ class ContrastMaskHook(Hook):
             contrast = loss.records.pop_contrast()
             if contrast is None:  # the loss is off at this iteration
                 continue
+            batch = given(data_batch, 'data_batch')
             for level, (wins, valid) in contrast.maps().items():
                 masks = contrast_mask(
                     wins[: self.max_images], valid[: self.max_images], **self.values
                 )
-                for i, (image, stem, mask) in enumerate(_unpadded(data_batch, masks.cpu().numpy())):
+                for i, (image, stem, mask) in enumerate(_unpadded(batch, masks.cpu().numpy())):
                     write_png(folder / name / f'{i}_{stem}{level}.png', mask)
                     overlay = contrast_overlay(image, mask, self.values, self.alpha)
                     runner.visualizer.add_image(f'contrast_{name}_{i}{level}', overlay, step)

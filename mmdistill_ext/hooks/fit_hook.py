@@ -13,6 +13,8 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from mmdistill_ext.dataset_configs import find_pipeline, with_pipeline
+from mmdistill_ext.distillers.distillation import Distillation, check_main_term
+from mmdistill_ext.distillers.fit import Fit
 from mmdistill_ext.hooks.common import publish, unwrapped_model
 from mmdistill_ext.hooks.fit_state import FitState
 from mmdistill_ext.hooks.gt_loss_meter import GTLossMeter
@@ -56,6 +58,8 @@ class FitHook(Hook):
     """
 
     priority = 'NORMAL'  # before LoggerHook and CheckpointHook
+    distillation: Distillation
+    fit: Fit
 
     def __init__(
         self,
@@ -92,16 +96,17 @@ class FitHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Build the loaders, try a sample of each, and restore the state of a resumed run."""
-        self.distillation = getattr(unwrapped_model(runner), 'distillation', None)
-        if self.distillation is None or self.distillation.fit is None:
+        distillation = getattr(unwrapped_model(runner), 'distillation', None)
+        if distillation is None or distillation.fit is None:
             raise ValueError(
                 '`FitHook` needs a model with the fit loss, e.g. model.fit='
                 "dict(function=dict(type='ExponentialFit')). Found none."
             )
+        self.distillation, self.fit = distillation, distillation.fit
         self.meters = self._build_meters(runner)
         for name, meter in self.meters.items():
             meter.loader.sampler.position = self._positions.get(name, 0)
-        self.distillation.fit.has_hook = True
+        self.fit.has_hook = True
         self._apply()
         self._start = perf_counter()
 
@@ -115,7 +120,7 @@ class FitHook(Hook):
         """Measure every ``interval`` iterations, from ``begin`` on."""
         step, start = runner.iter + 1, perf_counter()
         if step <= self.begin:
-            self.distillation.fit.pop_records()
+            self.fit.pop_records()
             return
         if not self.every_n_train_iters(runner, self.interval):
             return
@@ -127,7 +132,7 @@ class FitHook(Hook):
         except ValueError as error:
             raise ValueError(f'FIT, iteration {step}: {error}') from error
         self._apply()
-        scalars['weight'] = self.distillation.fit.weight
+        scalars['weight'] = self.fit.weight
         self.state.history.append(dict(iter=step, **scalars))
         self._seconds += perf_counter() - start
         scalars['cost'] = self._seconds / (perf_counter() - self._start)
@@ -165,13 +170,13 @@ class FitHook(Hook):
         self._draw(runner, show=True)
 
     def _build_meters(self, runner: Runner) -> dict[str, GTLossMeter]:
-        detection = self.distillation.main_term.pair.is_detection
+        detection = check_main_term(self.distillation.main_term).pair.is_detection
         cfg, key = held_out_loader_cfg(
             runner, self.dataloader, 'FitHook', is_detection=detection, labels_as_image=detection
         )
         more = self.batches, self.check_labels
         meters = {'val': GTLossMeter(runner, self.distillation, cfg, key, *more)}
-        if self.measure_train:
+        if self.measure_train and cfg is not None:
             train = runner.cfg.train_dataloader.dataset
             cfg = {**cfg, 'dataset': with_pipeline(train, find_pipeline(cfg['dataset']))}
             key = 'train_dataloader'
@@ -179,13 +184,13 @@ class FitHook(Hook):
         return meters
 
     def _take_records(self) -> None:
-        records = self.distillation.fit.pop_records()
+        records = self.fit.pop_records()
         if records:
             self.state.add_steps(torch.stack(records).tolist())
 
     def _apply(self) -> None:
         if self.state.error is not None:
-            self.distillation.fit.error = self.state.error
+            self.fit.error = self.state.error
 
     def _draw(self, runner: Runner, show: bool = False) -> None:
         if not (self.state.history and is_main_process()):

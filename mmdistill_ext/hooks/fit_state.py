@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from typing import Any
 
 from mmdistill_ext.functional import fitting_error
@@ -53,9 +54,11 @@ class FitState:
             val_gt_loss=_mean(self.measured['val'], 1, 2),
             simple_share=_mean(self.train, 2, 3),
         )
-        train = 'train_gt_loss' if means['train_gt_loss_eval'] is None else 'train_gt_loss_eval'
-        if means[train] is not None and means['val_gt_loss'] is not None:
-            self.error = means['error'] = fitting_error(means[train], means['val_gt_loss'])
+        train, val = means['train_gt_loss_eval'], means['val_gt_loss']
+        if train is None:
+            train = means['train_gt_loss']
+        if train is not None and val is not None:
+            self.error = means['error'] = fitting_error(train, val)
         return {name: value for name, value in means.items() if value is not None}
 
     def state_dict(self) -> dict[str, Any]:
@@ -71,6 +74,6 @@ class FitState:
         self.history = state['history']
 
 
-def _mean(rows, total: int, weight: int) -> float | None:
+def _mean(rows: Collection[list[float]], total: int, weight: int) -> float | None:
     weights = sum(row[weight] for row in rows)
     return sum(row[total] for row in rows) / weights if weights else None

@@ -9,13 +9,13 @@ from mmengine.dist import all_reduce, is_main_process
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner, autocast
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from mmdistill_ext.distillers.distillation import Distillation
+from mmdistill_ext.distillers.distillation import Distillation, check_main_term
+from mmdistill_ext.functional.add_up import add_up
 from mmdistill_ext.hooks.common import unwrapped_model
 from mmdistill_ext.hooks.start_check_hook import scan_labels
 from mmdistill_ext.isolation import eval_mode, isolated_rng
-from mmdistill_ext.round_loader import build_labelled_loader
+from mmdistill_ext.round_loader import RoundLoader, build_labelled_loader
 
 
 class GTLossMeter:
@@ -45,9 +45,9 @@ class GTLossMeter:
         batches: int,
         check_labels: int,
     ) -> None:
-        self.term = distillation.main_term
+        self.term = check_main_term(distillation.main_term)
         pair = self.term.pair
-        self.loader: DataLoader = build_labelled_loader(
+        self.loader: RoundLoader = build_labelled_loader(
             cfg,
             batches,
             runner.seed,
@@ -76,4 +76,5 @@ class GTLossMeter:
         amp = isinstance(wrapper, AmpOptimWrapper)
         cast = dict(enabled=amp, dtype=wrapper.cast_dtype if amp else None)
         with eval_mode(model), torch.no_grad(), autocast(**cast):
-            return sum(self.term.pair.gt_loss(model, batch, self.term.fused) for batch in batches)
+            losses = (self.term.pair.gt_loss(model, batch, self.term.fused) for batch in batches)
+            return add_up(losses)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from mmengine.dist import all_reduce
 from mmengine.runner import Runner
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from mmdistill_ext.distillers.collaborative import CollaborativeDistiller
+from mmdistill_ext.functional.add_up import add_up
 from mmdistill_ext.isolation import eval_mode, isolated_rng
-from mmdistill_ext.round_loader import build_labelled_loader, held_out_loader_cfg
+from mmdistill_ext.round_loader import RoundLoader, build_labelled_loader, held_out_loader_cfg
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class HeldOutErrors:
             is_detection=model.joint.is_detection,
             labels_as_image=True,
         )
-        self.loader: DataLoader = build_labelled_loader(
+        self.loader: RoundLoader = build_labelled_loader(
             cfg, batches, runner.seed, key, has_labels=model.has_labels, measured='errors'
         )
         with isolated_rng(), eval_mode(model):  # fails now rather than at the first validation
@@ -79,6 +79,6 @@ class HeldOutErrors:
         sampler = self.loader.sampler
         sampler.position = runner.iter * sampler.size  # the same after a resumption
         with isolated_rng(runner.seed), eval_mode(self.model):
-            total = sum(self.model.error_correlation(batch) for batch in self.loader)
+            total = add_up(self.model.error_correlation(batch) for batch in self.loader)
         all_reduce(total)
         return total

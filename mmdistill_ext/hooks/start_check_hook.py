@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from torch import nn
 
 from mmdistill_ext.dataset_configs import plain_datasets
 from mmdistill_ext.hooks.common import unwrapped_model
@@ -69,7 +71,7 @@ class StartCheckHook(Hook):
                 check_floor(scores, self.floor)
 
 
-def label_range(model: nn.Module) -> tuple[int, int] | None:
+def label_range(model: BaseModel) -> tuple[int, int] | None:
     """Number of the data's classes, and the label that is ignored.
 
     Args:
@@ -112,7 +114,7 @@ def check_floor(scores: dict[str, float], floor: dict[str, float]) -> None:
 
 
 def scan_labels(
-    dataset, limit: int, num_classes: int, ignore_index: int, key: str = 'train_dataloader'
+    dataset: Any, limit: int, num_classes: int, ignore_index: int, key: str = 'train_dataloader'
 ) -> None:
     """Read up to ``limit`` label images with the pipeline's own loader and check their values.
 
@@ -131,7 +133,7 @@ def scan_labels(
                 )
 
 
-def label_values(dataset, index: int, key: str) -> tuple[np.ndarray, str]:
+def label_values(dataset: Any, index: int, key: str) -> tuple[np.ndarray, str]:
     """The label values of one sample: of its boxes, or of the label image that it names.
 
     Returns:
@@ -154,7 +156,7 @@ def label_values(dataset, index: int, key: str) -> tuple[np.ndarray, str]:
     return np.unique(sample.get('gt_seg_map', np.array([], int))), sample.get('seg_map_path')
 
 
-def score_teacher(runner: Runner, teacher: nn.Module) -> dict[str, float]:
+def score_teacher(runner: Runner, teacher: BaseModel) -> dict[str, float]:
     """Metrics of the teacher on the run's own validation data and evaluator."""
     if runner.cfg.get('val_dataloader') is None or runner.cfg.get('val_evaluator') is None:
         raise ValueError(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from mmdistill_ext.units.base import Units
-    from mmdistill_ext.units.features import Features
+    from mmdistill_ext.losses.records import Records
     from mmdistill_ext.units.pair import HeadPair
 
 
@@ -45,6 +44,9 @@ class DistillLoss(nn.Module, ABC):
     any_channels: ClassVar[bool] = False
     """A loss of features that compares features of different numbers of channels."""
 
+    records: Records
+    """What a loss with ``forms_own_loss`` keeps for hooks; others need none."""
+
     def check(self, pair: HeadPair) -> None:
         """Refuse heads that the loss does not fit; asked once, before the first step.
 
@@ -56,11 +58,12 @@ class DistillLoss(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, data: Units | Features, weight: float = 1.0) -> dict[str, Tensor]:
+    def forward(self, data: Any, weight: float = 1.0) -> dict[str, Tensor]:
         """Form the loss.
 
         Args:
-            data: Units of two heads, or features of two taps.
+            data: :class:`~mmdistill_ext.units.base.Units` of two heads, or
+                :class:`~mmdistill_ext.units.features.base.Features` of two taps.
             weight: Factor of the distillation at this iteration, > 0.
 
         Returns:

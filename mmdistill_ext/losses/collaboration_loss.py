@@ -15,7 +15,7 @@ from mmdistill_ext.functional import (
     collaborate,
     networks_correlation,
 )
-from mmdistill_ext.functional.checks import check_factor, check_positive
+from mmdistill_ext.functional.checks import check_factor, check_positive, given
 from mmdistill_ext.losses.averages import scale_of
 from mmdistill_ext.losses.boxes.joint_box_term import JointBoxTerm
 from mmdistill_ext.policies.second_predictions import SecondPrediction
@@ -84,13 +84,12 @@ class CollaborationLoss(nn.Module):
             ``ensemble/loss`` and ``<network>/loss_kl``, ``ensemble/loss_box`` and
             ``<network>/loss_kl_box``: those whose factor is above 0.
         """
-        if not self.second.weights_from:
-            network_weights = None
-        result = self._collaborate(units, weight > 0, network_weights)
+        mixing = network_weights if self.second.weights_from else None
+        result = self._collaborate(units, weight > 0, mixing)
         scale = self._scale(result)
         losses = self._named('', scale, weight, result.second_sum, result.pull_sums)
         if self.box is not None:
-            second, pulls = self.box(units.boxes, network_weights)
+            second, pulls = self.box(given(units.boxes, 'boxes'), mixing)
             losses |= self._named('_box', scale * self.box.weight, weight, second, pulls)
         return losses
 

@@ -13,7 +13,7 @@ class Boxes:
     """Boxes of a detector's ``P`` positive units, ``(x1, y1, x2, y2)`` in pixels of the input.
 
     Args:
-        index: Image and unit of each box, two of ``(P,)``.
+        index: Image and unit of each box, two of ``(P,)``; none for boxes on their own.
         student: Boxes that the student predicts, ``(P, 4)``, with gradient.
         teacher: Boxes that the teacher predicts, ``(P, 4)``, without gradient.
         target: Assigned boxes, ``(P, 4)``.
@@ -25,7 +25,7 @@ class Boxes:
             ``(P, 4, n)``; None for heads that predict no distribution.
     """
 
-    index: tuple[Tensor, Tensor]
+    index: tuple[Tensor, ...]
     student: Tensor
     teacher: Tensor
     target: Tensor
@@ -44,4 +44,5 @@ def overlaps(first: Tensor, second: Tensor, mode: str = 'iou') -> Tensor:
 @torch.no_grad()
 def box_ious(boxes: Boxes) -> tuple[Tensor, Tensor]:
     """IoU of the student's and of the teacher's boxes with the assigned boxes, two of ``(P,)``."""
-    return tuple(overlaps(predicted, boxes.target) for predicted in (boxes.student, boxes.teacher))
+    student, teacher = (overlaps(x, boxes.target) for x in (boxes.student, boxes.teacher))
+    return student, teacher

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -33,15 +33,23 @@ class DetectorPair(HeadPair):
 
     ignore_index = IGNORED
     background = True
-    box_distances: tuple[str, ...] = ('iou', 'l1')
     splits_own = True
     is_detection = True
-    label_kinds = 'boxes'
 
     split_class: ClassVar[type[HeadSplit]]
     """Splits the head's own loss, with ``(step, rule, head, heads)``."""
     training_parts: ClassVar[tuple[str, ...]] = ('bbox_head', 'rpn_head', 'roi_head', 'mask_head')
     """Names of the modules that compute differently while they train, besides the detector."""
+
+    @property
+    def box_distances(self) -> tuple[str, ...]:
+        """``'iou'`` and ``'l1'``, of heads that predict no distribution."""
+        return ('iou', 'l1')
+
+    @property
+    def label_kinds(self) -> str:
+        """The boxes alone."""
+        return 'boxes'
 
     @property
     def num_classes(self) -> int:
@@ -98,8 +106,10 @@ class DetectorPair(HeadPair):
         own: HeadSplit | None = None,
     ) -> Units:
         """Build the units of one step (SEL-1)."""
-        known = own is not None and own.heads == self.heads  # else of another head of the teacher
-        step = own.step if known else self.step(taps, teacher_call, data_samples)
+        if own is not None and own.heads == self.heads:  # not another head of the teacher
+            step = own.step
+        else:
+            step = self.step(taps, teacher_call, data_samples)
         units = self.build(step)
         if own is None:
             return dataclasses.replace(units, split=split)
@@ -146,7 +156,7 @@ class DetectorPair(HeadPair):
             total = total_loss(self.own_losses(taps['own'])).float()
         return torch.stack((total * images, torch.full_like(total, images)))
 
-    def own_losses(self, call: Call) -> dict[str, Tensor | list[Tensor]]:
+    def own_losses(self, call: Call) -> Mapping[str, Tensor | list[Tensor]]:
         """The head's own losses by name, from the call of :attr:`student_tap`."""
         return {name: value for name, value in call.output.items() if 'loss' in name}
 

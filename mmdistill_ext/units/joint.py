@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdistill_ext.taps import Taps
 
@@ -102,7 +103,7 @@ class JointHeads(ABC):
     @abstractmethod
     def predict(
         self,
-        networks: Mapping[str, nn.Module],
+        networks: Mapping[str, BaseModel],
         inputs: Mapping[str, Tensor],
         data_samples: Mapping[str, list],
         weights: Tensor,

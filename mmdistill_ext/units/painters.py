@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -37,14 +38,16 @@ class Levels(tuple[Level, ...]):
         for level, won, known in parts:
             shape = (len(wins), level.height, level.width, level.priors)
             won, known = won.view(shape).sum(-1), known.view(shape).sum(-1)
-            maps[f'_stride{level.stride}'] = tuple(
+            better, counted = (
                 x.repeat_interleave(level.stride, 1).repeat_interleave(level.stride, 2)
                 for x in (2 * won > known, known > 0)
             )
+            maps[f'_stride{level.stride}'] = better, counted
         return maps
 
 
-class BoxRegions(NamedTuple):
+@dataclass(frozen=True)
+class BoxRegions:
     """Boxes that are one unit each, or hold a map of units; painted as one map.
 
     A unit covers its box; a map ``(h, w)`` is enlarged to its box. Where boxes overlap, the teacher

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from typing import ClassVar
 
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdistill_ext.taps import Call, Taps
@@ -34,7 +35,7 @@ class HeadPair(ABC):
         predicts: The student predicts with this head.
     """
 
-    head: nn.Module
+    head: BaseModule
     heads: tuple[str, str]
     student_tap: str
     student_taps: tuple[str, ...]
@@ -45,17 +46,31 @@ class HeadPair(ABC):
 
     background: bool = False
     """Labels go from 0 to C, and the last of them is background."""
-    box_distances: tuple[str, ...] = ()
-    """Distances between boxes that both heads allow: ``'iou'``, ``'l1'``, ``'distribution'``; none
-    for heads without boxes."""
     splits_own: ClassVar[bool] = False
     """The head's own loss is split while the head forms it, by :meth:`split_own`; otherwise a loss
     with ``forms_own_loss`` has to form it."""
     is_detection: ClassVar[bool] = False
     """Units belong to objects: losses are averaged over the positive ones, and labels are in pixels
     of the resized image, whereas label maps keep the size of the original."""
-    label_kinds: str
-    """What labels the student's own loss needs, for errors."""
+
+    @abstractmethod
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, head: str, teacher_head: str, key: str
+    ) -> None:
+        """Join the heads at two paths; ``ValueError`` names the key if they do not fit."""
+
+    @property
+    def box_distances(self) -> tuple[str, ...]:
+        """Distances between boxes that both heads allow: ``'iou'``, ``'l1'``, ``'distribution'``.
+
+        None for heads without boxes.
+        """
+        return ()
+
+    @property
+    @abstractmethod
+    def label_kinds(self) -> str:
+        """What labels the student's own loss needs, for errors."""
 
     @property
     @abstractmethod

@@ -136,8 +136,9 @@ def _choose(student: nn.Module, head: str | None, key: str) -> tuple[PairRow, st
             resolve(student, path, f'{key}.head')[0], row.head_type
         ):
             return row, path
+    wanted = rows[-1].head_type
     raise ValueError(
-        f'`{key}.head` should lead to a {rows[-1].head_type.__name__}. Found '
+        f'`{key}.head` should lead to a {wanted.__name__ if wanted else "head"}. Found '
         f'{head or "none"!r} for a {type(student).__name__}.'
     )
 

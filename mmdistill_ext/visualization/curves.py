@@ -86,7 +86,9 @@ def draw_losses(axes: Axes, history: Sequence[dict[str, float]]) -> None:
     axes.set(ylabel='GT loss per unit', ylim=(0, None))
 
 
-def _line(axes: Axes, history: Sequence[dict], key: str, color: str, label: str, ls='-') -> None:
+def _line(
+    axes: Axes, history: Sequence[dict], key: str, color: str, label: str, ls: str = '-'
+) -> None:
     rows = [(row['iter'], row[key]) for row in history if key in row]
     if rows:
         marker = 'o' if len(rows) < 20 else None

@@ -155,6 +155,13 @@ def test_what_does_not_fit_is_refused(spoil, message):
         distil(*spoil(by_prior(student), by_prior(teacher), target), **options)
 
 
+def test_a_map_beside_levels_is_refused():
+    student, _, target, options = setting()
+    image = torch.zeros(len(target), C, target.shape[1])
+    with pytest.raises(ValueError, match='`teacher` should be maps .* as `student` is. Found lev'):
+        distil(image, by_prior(student), target, **options)
+
+
 def test_a_split_by_the_logits_alone_is_refused():
     student, teacher, target, options = setting()
     options.update(simple=None, difference='ce', distance='kl', background=False)

@@ -450,3 +450,10 @@ def test_a_row_for_one_class_of_heads_names_it(monkeypatch):
 
     with pytest.raises(ValueError, match=r'`a.head` should lead to a Linear. Found .*Tagger'):
         pair_heads(Tagger(), Tagger(), None, None, 'a')
+
+
+def test_a_row_for_any_head_without_a_default_asks_for_one(monkeypatch):
+    monkeypatch.setattr(pairing, 'TABLE', [row for row in pairing.TABLE if row.pair is not TagPair])
+    register_pair(Tagger, 'a tagger')(TagPair)
+    with pytest.raises(ValueError, match=r"`a.head` should lead to a head. Found 'none' .*Tagger"):
+        pair_heads(Tagger(), Tagger(), None, None, 'a')

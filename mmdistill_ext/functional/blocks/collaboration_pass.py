@@ -16,6 +16,8 @@ Combine = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Logits ``(N, 1, C, n)``, labels ``(1, n)``, weights ``(N, 1, n)`` or None -> ``(1, C, n)``."""
 WeighImage = Callable[[Tensor, Tensor], Tensor]
 """Logits ``(N, 1, C, n)`` and labels ``(1, n)`` of one image -> weights ``(N,)``."""
+PullLoss = Callable[[Tensor, Tensor, Labels], Tensor]
+"""Logits ``(N, C, n)``, second prediction ``(1, C, n)`` and labels -> ``(N, n)``."""
 
 
 class CollaborationPass:
@@ -41,7 +43,7 @@ class CollaborationPass:
         combine: Combine,
         weigh_image: WeighImage | None,
         second_loss: Callable[[Tensor, Labels], Tensor],
-        pull_loss: Callable[[Tensor, Tensor, Labels], Tensor] | None,
+        pull_loss: PullLoss | None,
         differentiate_second: bool,
         differentiate_pull: bool,
     ) -> None:
@@ -55,9 +57,10 @@ class CollaborationPass:
 
     def run(self) -> None:
         """Go through all blocks."""
-        weights = self._weigh_images() if self.weigh_image else None
+        weights = self._weigh_images(self.weigh_image) if self.weigh_image else None
         for place in self.reader.places():
-            self._block(place, None if weights is None else weights[(slice(None), *place.index)])
+            index = (slice(None), *place.slices)
+            self._block(place, None if weights is None else weights[index])
         self.counts = self._histogram[1:]
         self.sums = [total.clone() for total in self._totals]  # views cannot be changed in place
         self.gradients = [self._of_leaves(self._seconds)]
@@ -74,7 +77,9 @@ class CollaborationPass:
         counted = labels.valid.to(self.reader.dtype)
         mixture = self._second(readings, logits, labels, weights, counted)
         if self.pull_loss is not None:
-            self._pull(readings, logits.detach().squeeze(1), mixture, labels, counted)
+            self._pull(
+                self.pull_loss, readings, logits.detach().squeeze(1), mixture, labels, counted
+            )
 
     def _second(
         self,
@@ -91,12 +96,13 @@ class CollaborationPass:
             mixture = self.combine(logits, labels.target, weights)
             units = self.second_loss(mixture, labels)
         self._totals[0] += units.detach().sum()
-        if differentiate:
+        if self._seconds is not None:
             self._add(self._seconds, readings, gradient_of_units(units, logits, counted))
         return mixture.detach()
 
     def _pull(
         self,
+        pull_loss: PullLoss,
         readings: list[Reading],
         logits: Tensor,
         mixture: Tensor,
@@ -107,9 +113,9 @@ class CollaborationPass:
         differentiate = self._pulls is not None
         with torch.set_grad_enabled(differentiate):
             logits = logits.requires_grad_(differentiate)
-            units = self.pull_loss(logits, mixture, labels)
+            units = pull_loss(logits, mixture, labels)
         self._totals[1:] += units.detach().where(labels.valid, 0).sum(1)
-        if differentiate:
+        if self._pulls is not None:
             upstream = gradient_of_units(units, logits, counted)
             self._add(self._pulls, readings, upstream.unsqueeze(1))
 
@@ -127,7 +133,7 @@ class CollaborationPass:
         """One per leaf of all networks; None for those of others than ``network``."""
         if gradients is None:
             return None
-        of_leaves = []
+        of_leaves: list[Tensor | None] = []
         for place, leaves in enumerate(self.reader.leaves):
             if network in (None, place):
                 of_leaves += self.reader.readers[place].in_shape(gradients[place])
@@ -135,8 +141,8 @@ class CollaborationPass:
                 of_leaves += [None] * len(leaves)
         return of_leaves
 
-    def _weigh_images(self) -> Tensor:
+    def _weigh_images(self, weigh_image: WeighImage) -> Tensor:
         """Weights of each unit, ``(N, rows, units)``."""
         images = range(self.reader.images)
-        weights = [self.weigh_image(*self.reader.read_image(image)) for image in images]
+        weights = [weigh_image(*self.reader.read_image(image)) for image in images]
         return self.reader.spread(torch.stack(weights, 1).to(self.reader.dtype))

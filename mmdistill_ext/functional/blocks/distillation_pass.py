@@ -98,14 +98,14 @@ class DistillationPass:
 
     def _compare(self, student: Tensor, teacher: Tensor, labels: Labels, place: Place) -> Block:
         second, first = (
-            self.difference(logits, labels) + (0 if extra is None else extra[place.index])
+            self.difference(logits, labels) + (0 if extra is None else extra[place.slices])
             for logits, extra in zip((student, teacher), self.reader.extras, strict=True)
         )
         wins = select_units(first, second, labels.valid)
         return Block(second, first, wins, teacher, labels)
 
     def _count(self, block: Block, place: Place) -> None:
-        self.wins[place.index] = block.wins
+        self.wins[place.slices] = block.wins
         bins = 1 + block.labels.index + self.reader.classes * block.wins
         bins = bins.where(block.labels.valid, 0)
         self._histogram.scatter_add_(0, bins[0], torch.ones_like(bins[0]))

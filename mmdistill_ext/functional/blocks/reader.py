@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from mmdistill_ext.functional.blocks.readers import (
-    CoarseLogits,
-    FullLogits,
-    LevelLogits,
     LevelOrder,
+    LogitsReader,
     UnitOrder,
     logits_reader,
 )
@@ -45,7 +43,7 @@ class Place(NamedTuple):
     stop: int
 
     @property
-    def index(self) -> tuple[slice, slice]:
+    def slices(self) -> tuple[slice, slice]:
         """Index of the block in values of ``(rows, units)``; gives ``(1, n)``."""
         return slice(self.row, self.row + 1), slice(self.start, self.stop)
 
@@ -86,17 +84,19 @@ class BlockReader:
         names = names or [f'logits[{i}]' for i in range(len(sides))]
         _check_sides(sides, names, labels.target)
         first, target = sides[0].logits, labels.target
-        maps = isinstance(first, Tensor)
         self.leaves = [side.leaves for side in sides]
         self.dtype = dtype or compute_dtype([x for leaves in self.leaves for x in leaves])
-        self.channels = first.shape[1] if maps else first[0].shape[2]
+        self.order: UnitOrder
+        if isinstance(first, Tensor):
+            self.channels, self.order = first.shape[1], UnitOrder()
+        else:
+            self.channels, self.order = first[0].shape[2], LevelOrder(first)
         self.classes = num_label_classes(self.channels, labels.background)
-        self.order = UnitOrder() if maps else LevelOrder(first)
         self.shape = target.shape
         self.ignore_index, self.background = labels.ignore_index, labels.background
         self.target = self.to_blocks(target)
-        self.extras = [self.to_blocks(side.extra) for side in sides]
-        self.readers: list[FullLogits | CoarseLogits | LevelLogits] = [
+        self.extras = [None if side.extra is None else self.to_blocks(side.extra) for side in sides]
+        self.readers: list[LogitsReader] = [
             logits_reader(side.logits, target.shape[1:], side.align_corners, self.dtype)
             for side in sides
         ]
@@ -117,9 +117,9 @@ class BlockReader:
         """Number of images."""
         return self.shape[0] if len(self.shape) > 1 else 1
 
-    def to_blocks(self, values: Tensor | None) -> Tensor | None:
+    def to_blocks(self, values: Tensor) -> Tensor:
         """Values of units in the order of the blocks, ``(rows, units)``, without gradient."""
-        return None if values is None else self.order.to_blocks(values.detach())
+        return self.order.to_blocks(values.detach())
 
     def from_blocks(self, values: Tensor) -> Tensor:
         """Values ``(rows, units)`` in the shape of the labels."""
@@ -136,7 +136,7 @@ class BlockReader:
 
     def labels(self, place: Place) -> Labels:
         """Labels of a block, ``(1, n)`` int64."""
-        target = self.target[place.index].long()
+        target = self.target[place.slices].long()
         return Labels(target, self.ignore_index, self.background)
 
     def read(self, place: Place) -> Tensor:
@@ -183,9 +183,13 @@ def _check_sides(sides: list[Side], names: Sequence[str], target: Tensor) -> Non
         raise ValueError('`logits` should be those of at least one network. Found none.')
     first = sides[0].logits
     for side, name in zip(sides, names, strict=True):
-        if isinstance(first, Tensor):
+        if not isinstance(first, Tensor):
+            check_levels(first, side.logits, target, (names[0], name))
+        elif isinstance(side.logits, Tensor):
             check_logits(name, side.logits, target)
             check_same_classes(first, side.logits, (names[0], name))
         else:
-            check_levels(first, side.logits, target, (names[0], name))
+            raise ValueError(
+                f'`{name}` should be maps (B, C, ...) as `{names[0]}` is. Found levels.'
+            )
         check_units(f'{name}.extra', side.extra, target.shape)

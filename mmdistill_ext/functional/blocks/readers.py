@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mmdistill_ext.functional.checks import given
 
 
 class Reading(NamedTuple):
@@ -23,6 +25,34 @@ class Reading(NamedTuple):
     place: tuple  # index, in the logits, of what was read
     source: Tensor | None = None  # what was read, a leaf
     graph: Tensor | None = None  # the values, attached to `source`
+
+
+class LogitsReader(Protocol):
+    """Reads logits block by block, and gathers their gradient in memory of a form of its own.
+
+    Attributes:
+        step: A block begins at a multiple of so many units.
+        channels: ``C``.
+        dtype: Type to compute in.
+        device: Where the logits are.
+    """
+
+    step: int
+    channels: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def read(self, image: int, start: int, stop: int, differentiate: bool = False) -> Reading:
+        """Units ``start`` to ``stop`` of one image, or row of units."""
+
+    def new_gradient(self) -> Any:
+        """Memory for the gradient, a tensor or one of each level."""
+
+    def add_gradient(self, gradient: Any, reading: Reading, upstream: Tensor) -> None:
+        """Add the gradient of one block to what :meth:`new_gradient` gave."""
+
+    def in_shape(self, gradient: Any) -> list[Tensor]:
+        """The gradient of each leaf, in the logits' own shape."""
 
 
 class FullLogits:
@@ -101,7 +131,8 @@ class CoarseLogits:
 
     def add_gradient(self, gradient: Tensor, reading: Reading, upstream: Tensor) -> None:
         """Add the gradient of one block; neighbouring blocks share source rows."""
-        (coarse,) = torch.autograd.grad(reading.graph, reading.source, upstream, retain_graph=True)
+        graph, source = given(reading.graph, 'graph'), given(reading.source, 'source')
+        (coarse,) = torch.autograd.grad(graph, source, upstream, retain_graph=True)
         gradient[reading.place] += coarse
 
     def in_shape(self, gradient: Tensor) -> list[Tensor]:
@@ -241,7 +272,7 @@ def _row_matrix(
 
 def logits_reader(
     logits: Tensor | Sequence[Tensor], size: torch.Size, align_corners: bool, dtype: torch.dtype
-) -> FullLogits | CoarseLogits | LevelLogits:
+) -> LogitsReader:
     """How to read logits for labels of the given size.
 
     Raises:
@@ -257,4 +288,5 @@ def logits_reader(
             'Only maps (B, C, h, w) can be brought to the size of the labels. '
             f'Found logits of shape {tuple(logits.shape)} for labels of size {tuple(size)}.'
         )
-    return CoarseLogits(logits, tuple(size), align_corners, dtype)
+    height, width = size
+    return CoarseLogits(logits, (height, width), align_corners, dtype)

@@ -52,7 +52,7 @@ class PassSplit:
         if self.by_image:
             check_images(reader.shape)
         self.threshold, self.hard_weight = split.threshold, split.hard_weight
-        self.simple = reader.to_blocks(split.simple)
+        self.simple = None if split.simple is None else reader.to_blocks(split.simple)
         self.simple_counts = reader.target.new_zeros((len(reader.target), 2), dtype=torch.int64)
 
     def mask(self, place: Place, teacher: Tensor, labels: Labels) -> Tensor | None:
@@ -67,7 +67,7 @@ class PassSplit:
             ``(1, n)`` bool, the simple units; None where images are split.
         """
         if self.simple is not None:
-            simple = self.simple[place.index] & labels.valid
+            simple = self.simple[place.slices] & labels.valid
         else:
             simple = simple_units(teacher, labels.target, labels.ignore_index)
         self.simple_counts[place.row, 0] += simple.sum()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ class Pass(Protocol):
     """What goes over all blocks once."""
 
     sums: list[Tensor]
-    gradients: list[list[Tensor | None] | None]
+    gradients: Sequence[Sequence[Tensor | None] | None]
     """Of each sum (None: none), with respect to each leaf (None: none)."""
 
     def run(self) -> None:
@@ -24,17 +25,17 @@ class PassSums(torch.autograd.Function):
     """Runs a pass; its gradients, formed on the way, are scaled when the time comes."""
 
     @staticmethod
-    def forward(ctx, block_pass: Pass, *leaves: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, block_pass: Pass, *leaves: Tensor) -> tuple[Tensor, ...]:
         """Run the pass; give its sums."""
         block_pass.run()
-        ctx.gradients, block_pass.gradients = block_pass.gradients, None
+        ctx.gradients, block_pass.gradients = block_pass.gradients, ()
         ctx.dtypes = [leaf.dtype for leaf in leaves]
         ctx.set_materialize_grads(False)
         return tuple(block_pass.sums)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *scales: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *scales: Tensor | None) -> tuple[Tensor | None, ...]:
         """Scale the gradients and add them up."""
         if ctx.gradients is None:
             raise RuntimeError(
@@ -50,10 +51,11 @@ class PassSums(torch.autograd.Function):
             for place, gradient in enumerate(gradients):
                 if gradient is None:
                     continue
-                if totals[place] is None:
+                total = totals[place]
+                if total is None:
                     totals[place] = gradient * scale if keep else gradient.mul_(scale)
                 else:
-                    totals[place].addcmul_(gradient, scale)
+                    total.addcmul_(gradient, scale)
         if not keep:
             ctx.gradients = None
         pairs = zip(totals, ctx.dtypes, strict=True)

@@ -7,12 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mmdistill_ext.functional.blocks.readers import (
-    CoarseLogits,
-    FullLogits,
-    LevelLogits,
-    Reading,
-)
+from mmdistill_ext.functional.blocks.readers import LogitsReader, Reading
 
 
 class WeightedSum:
@@ -34,7 +29,7 @@ class WeightedSum:
 
     def __init__(
         self,
-        reader: FullLogits | CoarseLogits | LevelLogits,
+        reader: LogitsReader,
         rows: int,
         hard_weight: float,
         differentiate: bool,

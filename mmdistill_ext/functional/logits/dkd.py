@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdistill_ext.functional.blocks.values import Labels
-from mmdistill_ext.functional.checks import check_factor
+from mmdistill_ext.functional.checks import check_factor, given
 from mmdistill_ext.functional.logits.distances import SoftmaxDistance, bernoulli_kl
 
 __all__ = ['DKD', 'DkdParts', 'decouple']
@@ -82,7 +82,8 @@ class DKD(SoftmaxDistance):
         check_factor('alpha', self.alpha)
         check_factor('beta', self.beta)
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Labels) -> Tensor:
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Labels | None = None) -> Tensor:
         """Distance of each unit, ``(B, ...)``."""
-        target, other = decouple(self.soften(student), self.soften(teacher), labels)
+        parts = decouple(self.soften(student), self.soften(teacher), given(labels, 'labels'))
+        target, other = parts
         return (self.alpha * target + self.beta * other) * self.temperature**2

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdistill_ext.functional import unit_distillation, weigh_rows
-from mmdistill_ext.functional.checks import check_choice, check_factor, check_positive
+from mmdistill_ext.functional.checks import check_choice, check_factor, check_positive, given
 from mmdistill_ext.units.base import Units
 from mmdistill_ext.units.boxes import Boxes, overlaps
 
@@ -58,7 +58,10 @@ class BoxTerm(nn.Module):
         if self.distance == 'distribution':
             student, teacher = (
                 x.masked_fill(~chosen.unsqueeze(-1), 0).movedim(-1, 1)
-                for x in (boxes.student_distribution, boxes.teacher_distribution)
+                for x in (
+                    given(boxes.student_distribution, 'student_distribution'),
+                    given(boxes.teacher_distribution, 'teacher_distribution'),
+                )
             )
             units = unit_distillation(student, teacher, 'kl', self.temperature).mean(-1)
         else:
@@ -99,8 +102,9 @@ def box_loss(
     Returns:
         The loss, and its simple and hard part ``(2,)`` before ``F(x)`` if ``units.split`` is set.
     """
-    distances = term(units.boxes, selected)
+    boxes = given(units.boxes, 'boxes')
+    distances = term(boxes, selected)
     if units.split is None:
         return scale * distances.sum(), None
-    simple = units.simple[units.boxes.index]
+    simple = given(units.simple, 'simple')[boxes.index]
     return weigh_rows(distances, simple, units.split.hard_weight, scale)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mmdistill_ext.functional import BlockwiseResult
+from mmdistill_ext.functional.checks import given
 from mmdistill_ext.units.base import FusedCrossEntropy
 
 
@@ -25,11 +26,12 @@ def own_losses(
     Returns:
         The loss under its own name, and ``acc_seg`` in percent, shape ``(1,)``.
     """
-    dtype = result.own_sum.dtype
+    own_sum, correct = given(result.own_sum, 'own_sum'), given(result.correct, 'correct')
+    dtype = own_sum.dtype
     eps = torch.finfo(torch.float32).eps
     valid = result.counts[0].sum().to(dtype)
-    loss = own_scale(result, labels, fused) * result.own_sum
-    accuracy = (result.correct.to(dtype) + eps) * (100 / (valid + eps))
+    loss = own_scale(result, labels, fused) * own_sum
+    accuracy = (correct.to(dtype) + eps) * (100 / (valid + eps))
     if labels.shape[0] == 0:
         accuracy = torch.zeros_like(accuracy)
     return {fused.name: loss, 'acc_seg': accuracy.reshape(1)}
@@ -45,7 +47,7 @@ def own_scale(result: BlockwiseResult, labels: Tensor, fused: FusedCrossEntropy)
 
 def own_weight(result: BlockwiseResult, fused: FusedCrossEntropy) -> Tensor:
     """Sum of the valid units' class weights (their number without class weights)."""
-    units = result.counts[0].to(result.own_sum.dtype)
+    units = result.counts[0].to(given(result.own_sum, 'own_sum').dtype)
     if fused.class_weight is None:
         return units.sum()
     return (units * units.new_tensor(fused.class_weight)).sum()

@@ -10,7 +10,8 @@ from mmengine.dist import all_reduce
 from torch import Tensor
 
 from mmdistill_ext.functional import BlockwiseResult, Difference, Distance, Selection
-from mmdistill_ext.functional.checks import check_choice
+from mmdistill_ext.functional.add_up import add_up
+from mmdistill_ext.functional.checks import check_choice, given
 from mmdistill_ext.losses.averages import AVERAGES, class_weight_tensor, denominators, scale_of
 from mmdistill_ext.losses.base import DistillLoss
 from mmdistill_ext.losses.boxes.box_term import BoxTerm, box_loss, build_box_term
@@ -134,7 +135,7 @@ class PairLoss(DistillLoss):
             losses['loss_box'], box_parts = box_loss(self.box, units, selected, box_scale)
         if units.split is not None:
             parts = self._parts(result, units, scale, box_parts)
-            losses['l_soft'], losses['l_hard'] = sum(parts).unbind()
+            losses['l_soft'], losses['l_hard'] = add_up(parts).unbind()
         return losses
 
     def _shares(self, result: BlockwiseResult) -> dict[str, Tensor]:
@@ -160,8 +161,10 @@ class PairLoss(DistillLoss):
         """
         sums = denominators(result, self.average, self.class_weight)
         if units.split is not None and units.fused is not None:
-            gt = torch.stack((result.own_parts.sum(), own_weight(result, units.fused)))
-            sums = torch.cat((sums, gt, result.simple_counts.to(sums)))
+            own_parts = given(result.own_parts, 'own_parts')
+            gt = torch.stack((own_parts.sum(), own_weight(result, units.fused)))
+            samples = given(result.simple_counts, 'simple_counts')
+            sums = torch.cat((sums, gt, samples.to(sums)))
         elif units.own is not None:
             sums = torch.cat((sums, units.own.sums.to(sums), units.own.samples.to(sums)))
         all_reduce(sums)
@@ -171,7 +174,8 @@ class PairLoss(DistillLoss):
         self.records.add_counts(result.counts)
         if self.records.keep_contrast:
             valid = units.labels != units.ignore_index
-            self.records.put_contrast(Contrast(result.wins, valid, units.paint))
+            wins = given(result.wins, 'wins')
+            self.records.put_contrast(Contrast(wins, valid, units.paint))
         if fit_sums is not None:
             self.records.put_fit_sums(fit_sums)
 
@@ -179,22 +183,24 @@ class PairLoss(DistillLoss):
         self, result: BlockwiseResult, units: Units, scale: Tensor, box_parts: Tensor | None
     ) -> list[Tensor]:
         """Simple and hard part of each loss, ``(2,)``, before ``F(x)`` (FIT-4)."""
-        parts = [scale * result.distill_parts]
+        parts = [scale * given(result.distill_parts, 'distill_parts')]
         if units.fused is not None:
-            parts.append(own_scale(result, units.labels, units.fused) * result.own_parts)
+            own_parts = given(result.own_parts, 'own_parts')
+            parts.append(own_scale(result, units.labels, units.fused) * own_parts)
         if units.own is not None:
             parts.append(units.own.parts)
         return parts if box_parts is None else [*parts, box_parts]
 
     def _box_ious(self, units: Units) -> Ious | None:
         compares = self.box is not None and self.selection.compares_boxes
-        return box_ious(units.boxes) if compares else None
+        return box_ious(given(units.boxes, 'boxes')) if compares else None
 
     def _select_boxes(self, units: Units, result: BlockwiseResult, ious: Ious | None) -> Tensor:
         """Which boxes of positive units are distilled, ``(P,)`` bool."""
-        wins = result.wins[units.boxes.index] if self.together else None
+        boxes = given(units.boxes, 'boxes')
+        wins = given(result.wins, 'wins')[boxes.index] if self.together else None
         if ious is None:
-            ious = (torch.zeros_like(units.boxes.scale),) * 2
+            ious = (torch.zeros_like(boxes.scale),) * 2
         return self.selection.boxes(*ious, wins)
 
     def extra_repr(self) -> str:

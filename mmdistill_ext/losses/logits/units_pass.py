@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +16,14 @@ from mmdistill_ext.functional import (
     Split,
     blockwise_distillation,
 )
+from mmdistill_ext.functional.checks import given
 from mmdistill_ext.units.base import Units
 
 Ious = tuple[Tensor, Tensor]
 """Of the student's and of the teacher's boxes with the assigned ones, ``(P,)`` each."""
 
 
-def distil_units(units: Units, ious: Ious | None = None, **options) -> BlockwiseResult:
+def distil_units(units: Units, ious: Ious | None = None, **options: Any) -> BlockwiseResult:
     """Distil units, form the head's own loss if it is fused, and split both if they are to be.
 
     Args:
@@ -51,7 +53,9 @@ def _extras(units: Units, ious: Ious | None) -> tuple[Tensor | None, Tensor | No
     if ious is None:
         return None, None
     zeros = torch.zeros_like(units.labels, dtype=torch.float32)
-    return tuple(zeros.index_put(units.boxes.index, 1 - iou) for iou in ious)
+    index = given(units.boxes, 'boxes').index
+    student, teacher = (zeros.index_put(index, 1 - iou) for iou in ious)
+    return student, teacher
 
 
 def _as_tensor(class_weight: Sequence[float] | None) -> Tensor | None:

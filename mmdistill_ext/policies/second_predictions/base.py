@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from mmdistill_ext.functional import GRANULARITIES, mix
-from mmdistill_ext.functional.checks import check_choice
+from mmdistill_ext.functional.checks import check_choice, given
 from mmdistill_ext.registry import SECOND_PREDICTIONS
 
 
@@ -63,7 +63,11 @@ class SecondPrediction(ABC):
 
     per: ClassVar[str] = 'unit'
     weights_from: ClassVar[Literal['metric', 'errors'] | None] = None
-    label_spec: LabelSpec | None = field(default=None, init=False, repr=False)
+    label_spec: LabelSpec = field(
+        default=None,  # type: ignore[assignment]  # only until `bind`, before anything asks for it
+        init=False,
+        repr=False,
+    )
 
     def bind(self, label_spec: LabelSpec) -> SecondPrediction:
         """A copy of the policy for heads with such labels.
@@ -120,7 +124,7 @@ class PerUnitOrImage(SecondPrediction):
     A unit is a pixel, or a location of a detector.
     """
 
-    per: str = 'unit'
+    per: str = 'unit'  # type: ignore[misc]  # here a field, which configs set
 
     def __post_init__(self) -> None:
         check_choice('second.per', self.per, GRANULARITIES)
@@ -140,7 +144,7 @@ class WeightedMean(SecondPrediction):
 
     def combine(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         """``sum_n w_n logits_n``."""
-        return mix(logits, weights)
+        return mix(logits, given(weights, 'weights'))
 
 
 def build_second_prediction(cfg: dict, label_spec: LabelSpec) -> SecondPrediction:

@@ -40,7 +40,8 @@ class ValidationWeighted(WeightedMean):
     def find_weights(self, validation: Validation) -> Tensor | None:
         """``softmax(metric / temperature)``, ``(N,)``; None unless every network has the metric."""
         scores = validation.scores(self.metric)
-        if None in scores:
+        known = [score for score in scores if score is not None]
+        if len(known) < len(scores):
             warn(f'Not every network has a {self.metric} yet: the weights stay.')
             return None
-        return validation_weights(scores, self.temperature)
+        return validation_weights(known, self.temperature)

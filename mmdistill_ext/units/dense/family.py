@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdistill_ext.taps import Call, wrapped
@@ -39,6 +40,7 @@ class DenseFamily:
             arguments.
     """
 
+    head: BaseModule
     head_type: type[nn.Module]
     """Class of the heads; set by :meth:`DenseFamilies.register`."""
     loss_methods = ('get_targets', '_get_targets_single', 'loss_by_feat', 'loss_by_feat_single')
@@ -57,7 +59,7 @@ class DenseFamily:
     all_rows: tuple[str, ...] = ('loss_cls',)
     """Loss modules with a row for every unit; the others have rows for positive units only."""
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: BaseModule) -> None:
         self.head = head
 
     @property
@@ -100,16 +102,16 @@ class DenseFamily:
         anchors = self.head.prior_generator.base_anchors
         return torch.cat([anchors[place] for place in places]).cpu()
 
-    def levels(self, sizes: Sequence[torch.Size]) -> Levels:
+    def levels(self, sizes: Sequence[tuple[int, int]]) -> Levels:
         """Where the units of all levels lie.
 
         Args:
             sizes: Height and width of each level's maps.
         """
         parts = zip(sizes, self.priors_per_location, self.strides, strict=True)
-        return Levels(Level(*size, count, stride) for size, count, stride in parts)
+        return Levels(Level(h, w, count, stride) for (h, w), count, stride in parts)
 
-    def priors(self, sizes: Sequence[torch.Size], like: Tensor) -> list[Tensor]:
+    def priors(self, sizes: Sequence[tuple[int, int]], like: Tensor) -> list[Tensor]:
         """Points or anchors of each level, ``(n, 2 or 4)``, of the type and device of ``like``."""
         generator = self.head.prior_generator
         return generator.grid_priors(sizes, dtype=like.dtype, device=like.device)
@@ -175,7 +177,7 @@ class DenseFamily:
         level, chosen = -1, {}
 
         def count(single: Callable) -> Callable:
-            def counting(*args, **kwargs):
+            def counting(*args: Any, **kwargs: Any) -> Any:
                 nonlocal level
                 level += 1
                 return single(*args, **kwargs)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from mmcv.ops import batched_nms
+from mmdet.models.detectors import SingleStageDetector
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -88,7 +90,7 @@ class JointDense(JointHeads):
         """
         parts = zip(self.families.items(), self.levels, strict=True)
         outputs = {
-            name: DenseOutputs(family, places, lambda name=name: taps[name][self._loss_tap].args)
+            name: DenseOutputs(family, places, partial(_arguments, taps[name], self._loss_tap))
             for (name, family), places in parts
         }
         targets = DenseTargets(outputs, lambda: taps[self.first].all(self._targets_tap))
@@ -101,7 +103,7 @@ class JointDense(JointHeads):
 
     def predict(
         self,
-        networks: Mapping[str, nn.Module],
+        networks: Mapping[str, SingleStageDetector],
         inputs: Mapping[str, Tensor],
         data_samples: Mapping[str, list[DetDataSample]],
         weights: Tensor,
@@ -111,11 +113,15 @@ class JointDense(JointHeads):
             name: network.predict(inputs[name], [shallow_copy(x) for x in data_samples[name]])
             for name, network in networks.items()
         }
-        weights, test_cfg = weights.tolist(), networks[self.first].bbox_head.test_cfg
+        factors, test_cfg = weights.tolist(), networks[self.first].bbox_head.test_cfg
         together = data_samples[self.first]
         for sample, *own in zip(together, *predicted.values(), strict=True):
-            sample.pred_instances = merge([x.pred_instances for x in own], weights, test_cfg)
+            sample.pred_instances = merge([x.pred_instances for x in own], factors, test_cfg)
         return with_networks(together, predicted)
+
+
+def _arguments(taps: Taps, path: str) -> tuple:
+    return taps[path].args
 
 
 def _decode(targets: DenseTargets) -> JointBoxes:

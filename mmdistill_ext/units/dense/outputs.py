@@ -43,7 +43,7 @@ class DenseOutputs:
     @cached_property
     def all_levels(self) -> Levels:
         """Where the units of all levels lie."""
-        return self.family.levels([level.shape[-2:] for level in self.all_outputs[0]])
+        return self.family.levels([(x.shape[-2], x.shape[-1]) for x in self.all_outputs[0]])
 
     @cached_property
     def levels(self) -> Levels:
@@ -80,7 +80,7 @@ class DenseOutputs:
     @cached_property
     def priors(self) -> Tensor:
         """Points or anchors, ``(N, 2 or 4)``."""
-        sizes = [level[:2] for level in self.all_levels]
+        sizes = [(level.height, level.width) for level in self.all_levels]
         return torch.cat(self.common(self.family.priors(sizes, self._like)))
 
     @cached_property
@@ -143,7 +143,8 @@ class DenseTargets:
     def index(self) -> tuple[Tensor, Tensor]:
         """Image and unit of the positive units, two of ``(P,)``."""
         positive = self.assigned.labels < self.lead.family.num_classes
-        return (self.assigned.classified & positive).nonzero(as_tuple=True)
+        images, units = (self.assigned.classified & positive).nonzero(as_tuple=True)
+        return images, units
 
     @property
     def labels(self) -> Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmdistill_ext.compat import has_framework
@@ -67,7 +69,8 @@ class LocationWeights:
         Returns:
             ``(B, 1, h, w)`` float32; None when all are 1.
         """
-        grid = tuple(features.shape[2:])
+        rows, columns = features.shape[2:]
+        grid = rows, columns
         with torch.no_grad():
             weight = None
             if self.by == 'labels':
@@ -117,12 +120,12 @@ def touched_cells(boxes: Tensor, grid: tuple[int, int], size: tuple[int, int]) -
     return (rows.T @ columns).clamp(max=1)
 
 
-def _label_weights(student: nn.Module, key: str) -> Callable:
+def _label_weights(student: BaseModel, key: str) -> Callable:
     if has_framework('mmseg'):
         from mmseg.models.segmentors import BaseSegmentor
 
         if isinstance(student, BaseSegmentor):
-            head = student.decode_head
+            head: Any = student.decode_head
             head = head[-1] if isinstance(head, nn.ModuleList) else head
             ignored = head.ignore_index
 
@@ -166,7 +169,7 @@ def _score_maps(teacher: nn.Module, key: str) -> tuple[str, Callable[[Call], lis
         head = getattr(teacher, path, None)
         if hasattr(head, 'use_sigmoid_cls') and hasattr(head, 'prior_generator'):
 
-            def anchors(call: Call, head: nn.Module = head) -> list[Tensor]:
+            def anchors(call: Call, head: Any = head) -> list[Tensor]:
                 channels = head.cls_out_channels
                 maps = [full_precision(x).unflatten(1, (-1, channels)) for x in call.output[0]]
                 if head.use_sigmoid_cls:

@@ -96,13 +96,13 @@ class FeaturePair:
                 f"at '{self.tap}', {len(theirs)} at the teacher's '{self.teacher_tap}': choose one "
                 f"of each, such as '{self.tap}.0'."
             )
-        calls = {self.teacher_tap.call: len(teacher.calls[self.teacher_tap.call])}
-        self.teacher_calls = calls | self.weights.teacher_calls
+        calls = len(teacher.calls[self.teacher_tap.call])
+        self.teacher_calls = {self.teacher_tap.call: calls, **self.weights.teacher_calls}
         connectors = [
             self._connect(level, *pair) for level, pair in enumerate(zip(mine, theirs, strict=True))
         ]
         if self.connector_cfg is not None:
-            self.connectors = nn.ModuleList(connectors)
+            self.connectors = nn.ModuleList(x for x in connectors if x is not None)
 
     @staticmethod
     def _levels(probe: Probe, tap: Tap, patches: tuple[int, int] | None, key: str) -> list[Shape]:
@@ -225,8 +225,9 @@ def _as_map(value: Tensor, patches: tuple[int, int] | None) -> Tensor:
 def resize(features: Tensor, size: Sequence[int]) -> Tensor:
     """Bring ``(B, C, H, W)`` to another grid: averaged where it is coarser, else interpolated."""
     height, width = features.shape[2:]
-    if (height, width) == tuple(size):
+    rows, columns = size
+    if (height, width) == (rows, columns):
         return features
-    if size[0] <= height and size[1] <= width:
-        return F.adaptive_avg_pool2d(features, tuple(size))
-    return F.interpolate(features, tuple(size), mode='bilinear', align_corners=False)
+    if rows <= height and columns <= width:
+        return F.adaptive_avg_pool2d(features, (rows, columns))
+    return F.interpolate(features, (rows, columns), mode='bilinear', align_corners=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
@@ -26,7 +28,7 @@ def is_sigmoid(head: BaseDecodeHead) -> bool:
     )
 
 
-def head_losses(head: BaseDecodeHead) -> list[nn.Module]:
+def head_losses(head: BaseDecodeHead) -> list[Any]:
     """Loss modules of a head."""
     loss = head.loss_decode
     return list(loss) if isinstance(loss, nn.ModuleList) else [loss]

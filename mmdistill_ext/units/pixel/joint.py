@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from mmseg.models.segmentors import BaseSegmentor
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
@@ -101,7 +102,7 @@ class JointPixels(JointHeads):
 
     def predict(
         self,
-        networks: Mapping[str, nn.Module],
+        networks: Mapping[str, BaseSegmentor],
         inputs: Mapping[str, Tensor],
         data_samples: Mapping[str, list[SegDataSample]],
         weights: Tensor,
@@ -109,7 +110,8 @@ class JointPixels(JointHeads):
         """The ensemble's predictions, by the weighted mean of the networks' logits."""
         first = next(iter(networks))
         frame = _padding(data_samples[first])
-        mixture, predicted = 0, {}
+        mixture: float | Tensor = 0
+        predicted = {}
         for (name, network), weight in zip(networks.items(), weights, strict=True):
             samples = [shallow_copy(sample) for sample in data_samples[name]]
             logits = network.inference(inputs[name], [sample.metainfo for sample in samples])

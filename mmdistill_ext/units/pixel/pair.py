@@ -10,10 +10,12 @@ from mmseg.models.segmentors import BaseSegmentor
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
+from mmdistill_ext.functional.checks import given
 from mmdistill_ext.taps import Call, Taps
 from mmdistill_ext.units.base import FusedCrossEntropy, SplitRule, Units
 from mmdistill_ext.units.pair import HeadPair
 from mmdistill_ext.units.pixel.head import find_head, head_losses, is_sigmoid, seg_logits
+from mmdistill_ext.units.split.head_split import HeadSplit
 
 
 class PixelPair(HeadPair):
@@ -36,9 +38,11 @@ class PixelPair(HeadPair):
     """
 
     label_kinds = 'gt_sem_seg'
+    head: BaseDecodeHead
+    teacher_head: BaseDecodeHead
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, head: str, teacher_head: str, key: str
+        self, student: BaseSegmentor, teacher: BaseSegmentor, head: str, teacher_head: str, key: str
     ) -> None:
         self.head = find_head(student, head, f'{key}.head')
         self.teacher_head = find_head(teacher, teacher_head, f'{key}.teacher_head')
@@ -113,7 +117,7 @@ class PixelPair(HeadPair):
         teacher_call: Call,
         data_samples: list[SegDataSample],
         split: SplitRule | None = None,
-        own: None = None,
+        own: HeadSplit | None = None,
     ) -> Units:
         """Build the units of one step, one pixel of the labels each (SEL-1)."""
         return Units(
@@ -133,7 +137,9 @@ class PixelPair(HeadPair):
         return 'gt_sem_seg' in sample['data_samples']
 
     @torch.no_grad()
-    def gt_loss(self, student: BaseSegmentor, batch: dict, fused: FusedCrossEntropy) -> Tensor:
+    def gt_loss(
+        self, student: BaseSegmentor, batch: dict, fused: FusedCrossEntropy | None = None
+    ) -> Tensor:
         """The head's own loss on a batch of a loader, in the student's present mode (FIT-1).
 
         The student predicts as in validation (sliding windows included); images may differ in
@@ -142,7 +148,7 @@ class PixelPair(HeadPair):
         Args:
             student: The student; the head should be the one that it predicts with.
             batch: What the loader gives, with labels.
-            fused: The head's loss.
+            fused: The head's loss, which has to be given.
 
         Returns:
             ``(2,)``: the sum over the pixels that are not ignored, and the sum of their weights.
@@ -150,9 +156,8 @@ class PixelPair(HeadPair):
         batch = student.data_preprocessor(batch, False)
         samples = batch['data_samples']
         logits = student.inference(batch['inputs'], [sample.metainfo for sample in samples])
-        weight = (
-            None if fused.class_weight is None else logits.new_tensor(fused.class_weight).float()
-        )
+        classes = given(fused, 'fused').class_weight
+        weight = None if classes is None else logits.new_tensor(classes).float()
         total = logits.new_zeros(2, dtype=torch.float32)
         for image, sample in zip(logits, samples, strict=True):
             label = sample.gt_sem_seg.data.long()
@@ -161,9 +166,9 @@ class PixelPair(HeadPair):
                 image = F.interpolate(
                     image, label.shape[1:], mode='bilinear', align_corners=self.head.align_corners
                 )
-            arguments = dict(ignore_index=self.head.ignore_index, weight=weight, reduction='sum')
-            valid = label[label != self.head.ignore_index]
-            total[0] += F.cross_entropy(image, label, **arguments)
+            ignored = self.head.ignore_index
+            valid = label[label != ignored]
+            total[0] += F.cross_entropy(image, label, weight, ignore_index=ignored, reduction='sum')
             total[1] += valid.numel() if weight is None else weight[valid].sum()
         return total
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mmdet.models.dense_heads import DeformableDETRHead, DETRHead, DINOHead
 from mmdet.structures import DetDataSample
 from torch import Tensor, nn
@@ -65,7 +67,7 @@ class QueryPair(DetectorPair):
                     f'{type(teacher).__name__}.'
                 )
 
-    def own_losses(self, call: Call) -> dict[str, Tensor]:
+    def own_losses(self, call: Call) -> Mapping[str, Tensor | list[Tensor]]:
         """The head's own losses on matched queries by name, without those on denoising ones."""
         losses = super().own_losses(call).items()
         return {name: value for name, value in losses if 'dn_loss' not in name}
@@ -96,7 +98,7 @@ class QueryPair(DetectorPair):
         )
 
 
-def _find(model: nn.Module, path: str, key: str) -> nn.Module:
+def _find(model: nn.Module, path: str, key: str) -> DETRHead:
     head, method = resolve(model, path, key)
     same = isinstance(head, DETRHead) and method == 'forward'
     same = same and all(

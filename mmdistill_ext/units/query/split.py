@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ class QuerySplit(HeadSplit):
         return wrapped(self.head, 'loss_by_feat_single', self._tell_layer)
 
     def _tell_layer(self, single: Callable) -> Callable:
-        def split_layer(*args, **kwargs):
+        def split_layer(*args: Any, **kwargs: Any) -> Any:
             self.loss.row_mask = lambda name: self._row_mask()
             try:
                 return single(*args, **kwargs)

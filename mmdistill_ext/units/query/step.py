@@ -135,7 +135,8 @@ class QueryStep:
     @cached_property
     def index(self) -> tuple[Tensor, Tensor]:
         """Image and object of the compared units, two of ``(P,)``."""
-        return (self.labels != IGNORED).nonzero(as_tuple=True)
+        images, objects = (self.labels != IGNORED).nonzero(as_tuple=True)
+        return images, objects
 
     @cached_property
     def target_boxes(self) -> Tensor:
@@ -176,4 +177,4 @@ class QueryStep:
 
     def pad(self, values: Sequence[Tensor], value: float = 0) -> Tensor:
         """``(G_i, ...)`` of each image -> ``(B, G, ...)``."""
-        return pad_sequence(values, batch_first=True, padding_value=value)
+        return pad_sequence(list(values), batch_first=True, padding_value=value)

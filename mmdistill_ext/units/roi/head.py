@@ -39,6 +39,8 @@ class RoIHead:
         ValueError: The path leads to no such head.
     """
 
+    roi_head: StandardRoIHead
+
     def __init__(
         self, model: nn.Module, path: str, head_type: type, key: str, methods: Sequence[str] = RUNS
     ) -> None:
@@ -58,7 +60,7 @@ class RoIHead:
             for name in ('get_targets', 'loss_and_target', 'loss')
         )
         fits = known and isinstance(self.head, head_type) and same_loss and method == 'forward'
-        if not fits:
+        if not fits or self.roi_head is None:
             raise ValueError(
                 f'`{key}` should lead to a {head_type.__name__} in the RoI head of Faster, Mask or '
                 f"Cascade R-CNN. Found '{path}', a {type(self.head).__name__} in a "

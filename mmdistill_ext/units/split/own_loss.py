@@ -10,16 +10,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdistill_ext.functional.add_up import add_up
 from mmdistill_ext.functional.fit import weigh_rows
 from mmdistill_ext.taps import wrapped
 
 EPS = torch.finfo(torch.float32).eps
 """Added to ``avg_factor``, as mmdet's ``weight_reduce_loss`` does."""
+
+Target = Any
+"""What a loss module compares with: a tensor, or a tuple of several."""
 
 
 class OwnLoss:
@@ -50,7 +55,7 @@ class OwnLoss:
 
     def _wrap(self, name: str, module: nn.Module) -> Callable:
         def wrap(forward: Callable) -> Callable:
-            def weighed(pred, target, *args, **kwargs):
+            def weighed(pred: Tensor, target: Target, *args: Any, **kwargs: Any) -> Tensor:
                 simple = self.row_mask(name)
                 if simple is None:
                     return forward(pred, target, *args, **kwargs)
@@ -96,10 +101,10 @@ class OwnLoss:
 
 
 def row_losses(
-    module: nn.Module,
+    module: Any,
     forward: Callable,
     pred: Tensor,
-    target: Tensor | tuple,
+    target: Target,
     weight: Tensor | None = None,
     avg_factor: float | Tensor | None = None,
     reduction_override: str | None = None,
@@ -155,7 +160,7 @@ def check_loss_modules(head: nn.Module, key: str) -> None:
 
 def total_loss(losses: Mapping[str, Tensor | list[Tensor]]) -> Tensor:
     """Sum of named losses, as mmengine's ``parse_losses`` adds them up."""
-    return sum(
+    return add_up(
         item.mean()
         for value in losses.values()
         for item in (value if isinstance(value, list | tuple) else [value])

@@ -49,7 +49,8 @@ class FCOS(DenseFamily):
 
         def join() -> tuple[Tensor, Tensor]:
             parts = zip(*split(), strict=True)
-            return tuple(torch.cat([level.flatten() for level in levels]) for levels in parts)
+            simple, positive = (torch.cat([x.flatten() for x in levels]) for levels in parts)
+            return simple, positive
 
         self.tell_joined_rows(own, join)
         yield

@@ -52,7 +52,8 @@ class YOLOX(DenseFamily):
 
         def join() -> tuple[Tensor, Tensor]:
             parts = zip(*split(), strict=True)
-            return tuple(torch.cat(levels, 1).flatten() for levels in parts)
+            simple, positive = (torch.cat(levels, 1).flatten() for levels in parts)
+            return simple, positive
 
         self.tell_joined_rows(own, join)
         yield
