@@ -49,7 +49,8 @@ class BlockwiseResult:
         correct: Scalar int64, units whose label has the student's largest logit; with ``own``.
         distill_parts: ``(2,)``, the distillation's sum over simple and over hard units, without
             ``hard_weight`` and without gradient; with ``split``.
-        own_parts: ``(2,)``, the same of the own loss; with ``own`` and ``split``.
+        own_parts: ``(2,)``, the own loss's sum over simple and over hard units, without
+            ``hard_weight`` and without gradient; with ``own`` and ``split``.
         simple_counts: ``(2,)`` int64, number of simple samples and of all valid ones, which are
             units or images; with ``split``.
     """

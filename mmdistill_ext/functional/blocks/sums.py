@@ -11,18 +11,18 @@ from torch.autograd.function import once_differentiable
 
 
 class Pass(Protocol):
-    """What goes over all blocks once."""
+    """A pass over all blocks, which forms sums and their gradients."""
 
     sums: list[Tensor]
     gradients: Sequence[Sequence[Tensor | None] | None]
-    """Of each sum (None: none), with respect to each leaf (None: none)."""
+    """Gradients of each sum with respect to each leaf; None where there is no gradient."""
 
     def run(self) -> None:
-        """Fill both."""
+        """Go over all blocks; leaves ``sums`` and ``gradients``."""
 
 
 class PassSums(torch.autograd.Function):
-    """Runs a pass; its gradients, formed on the way, are scaled when the time comes."""
+    """Runs a pass; the gradients, formed in it, are scaled in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, block_pass: Pass, *leaves: Tensor) -> tuple[Tensor, ...]:

@@ -53,7 +53,7 @@ def decouple(student: Tensor, teacher: Tensor, labels: Labels) -> DkdParts:
 def _conditional(logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the other classes among themselves, log-odds of the label's.
 
-    Those of the label's class are meaningless among the former, but finite.
+    The log-probability at the label's own class has no meaning, but is finite.
     """
     total = logits.scatter(1, index, -torch.inf).logsumexp(1, keepdim=True)
     return logits - total, logits.gather(1, index) - total
