@@ -7,10 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mmdistill_ext.functional.blocks.closed_forms import (
+    Prediction,
+    difference_with_gradient,
+    distance_with_gradient,
+)
 from mmdistill_ext.functional.blocks.reader import BlockReader, Place
 from mmdistill_ext.functional.blocks.readers import Reading
 from mmdistill_ext.functional.blocks.values import Labels
-from mmdistill_ext.functional.blocks.weighted_sum import gradient_of_units
+from mmdistill_ext.functional.blocks.weighted_sum import clear_ignored_
 
 Combine = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Logits ``(N, 1, C, n)``, labels ``(1, n)``, weights ``(N, 1, n)`` or None -> ``(1, C, n)``."""
@@ -74,7 +79,7 @@ class CollaborationPass:
         counted = labels.valid.to(self.reader.dtype)
         mixture = self._second(readings, logits, labels, weights, counted)
         if self.pull_loss is not None:
-            self._pull(readings, logits.detach().squeeze(1), mixture, labels, counted)
+            self._pull(readings, logits.detach(), mixture, labels, counted)
 
     def _second(
         self,
@@ -83,38 +88,42 @@ class CollaborationPass:
         labels: Labels,
         weights: Tensor | None,
         counted: Tensor,
-    ) -> Tensor:
+    ) -> Prediction:
         """Add the second loss of a block; give the second prediction, without gradient."""
         differentiate = self._seconds is not None
         with torch.set_grad_enabled(differentiate):
             logits = logits.requires_grad_(differentiate)
             mixture = self.combine(logits, labels.target, weights)
-            units = self.second_loss(mixture, labels)
-        self._totals[0] += units.detach().sum()
+        prediction = Prediction(mixture.detach())
+        units, upstream = difference_with_gradient(
+            self.second_loss, prediction, labels, counted if differentiate else None
+        )
+        self._totals[0] += units.sum()
         if differentiate:
-            self._add(self._seconds, readings, gradient_of_units(units, logits, counted))
-        return mixture.detach()
+            (upstream,) = torch.autograd.grad(mixture, logits, upstream)
+            self._add_seconds(readings, clear_ignored_(upstream, units, counted))
+        return prediction
 
     def _pull(
         self,
         readings: list[Reading],
         logits: Tensor,
-        mixture: Tensor,
+        mixture: Prediction,
         labels: Labels,
         counted: Tensor,
     ) -> None:
-        """Add the distances of a block, of all networks at once."""
+        """Add the distances of a block, network by network."""
         differentiate = self._pulls is not None
-        with torch.set_grad_enabled(differentiate):
-            logits = logits.requires_grad_(differentiate)
-            units = self.pull_loss(logits, mixture, labels)
-        self._totals[1:] += units.detach().where(labels.valid, 0).sum(1)
-        if differentiate:
-            upstream = gradient_of_units(units, logits, counted)
-            self._add(self._pulls, readings, upstream.unsqueeze(1))
+        for network, reader in enumerate(self.reader.readers):
+            units, upstream = distance_with_gradient(
+                self.pull_loss, logits[network], mixture, labels, counted if differentiate else None
+            )
+            self._totals[1 + network] += units.where(labels.valid, 0).sum()
+            if differentiate:
+                reader.add_gradient(self._pulls[network], readings[network], upstream)
 
-    def _add(self, gradients: list, readings: list[Reading], upstream: Tensor) -> None:
-        parts = zip(self.reader.readers, gradients, readings, upstream, strict=True)
+    def _add_seconds(self, readings: list[Reading], upstream: Tensor) -> None:
+        parts = zip(self.reader.readers, self._seconds, readings, upstream, strict=True)
         for reader, gradient, reading, part in parts:
             reader.add_gradient(gradient, reading, part)
 
