@@ -97,16 +97,13 @@ def min_loss(
     _check_stack(logits)
     kind = (difference, ignore_index, background)
     with torch.no_grad():
-        losses = torch.stack([unit_difference(x, target, *kind) for x in logits])
+        losses = torch.stack([unit_difference(x, target, *kind) for x in logits.detach()])
         if per == 'image':  # every network has the same valid units
             losses = losses.unsqueeze(-1).flatten(2).sum(2)
-        chosen = losses.min(0).indices  # of equal ones the first; ten times as fast as argmin
+        chosen = _first_least(losses)
     if per == 'image':
         return full_precision(logits[chosen, torch.arange(len(chosen), device=chosen.device)])
-    choice, chosen = full_precision(logits[0]), chosen.unsqueeze(1)
-    for place, other in enumerate(logits[1:], 1):  # faster than to gather, and back
-        choice = torch.where(chosen == place, full_precision(other), choice)
-    return choice
+    return _Choice.apply(full_precision(logits), chosen.unsqueeze(1))
 
 
 def linear(
@@ -167,7 +164,7 @@ def min_logit(
         label = target.long().unsqueeze(1).where(valid, 0)
         at_label = logits.gather(2, label.expand(len(logits), *label.shape))
         logits = logits - at_label.where(valid, 0)
-    return logits.gather(0, logits.argmin(0, keepdim=True)).squeeze(0)  # not amin: 0 * NaN
+    return _Choice.apply(logits, _first_least(logits.detach()))
 
 
 def validation_weights(scores: Sequence[float], temperature: float = 0.1) -> Tensor:
@@ -268,6 +265,36 @@ def general_weights(correlation: Tensor, ridge: float = 1e-6) -> tuple[Tensor, f
     eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     solved = torch.linalg.lstsq(matrix + ridge * eye, matrix.new_ones(len(matrix), 1)).solution
     return (solved / solved.sum()).squeeze(1).float(), condition
+
+
+class _Choice(torch.autograd.Function):
+    """One of N values at each place; several times as fast as gather and its gradient."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, chosen: Tensor) -> Tensor:
+        """Take ``(N, B, C, ...)`` by ``(B, C or 1, ...)``, place along the first axis."""
+        ctx.save_for_backward(chosen)
+        ctx.count = len(values)
+        choice = values[0].clone() if ctx.count == 1 else values[0]
+        for place, other in enumerate(values[1:], 1):
+            choice = torch.where(chosen == place, other, choice)
+        return choice
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
+        """Give each gradient to the value that was taken."""
+        (chosen,) = ctx.saved_tensors
+        places = torch.arange(ctx.count, device=chosen.device).view(-1, *[1] * chosen.ndim)
+        return upstream * (chosen == places).to(upstream), None
+
+
+def _first_least(values: Tensor) -> Tensor:
+    """Index of the least of N values, ``argmin(0)`` where NaN is the least; many times as fast."""
+    least, index = values[0], torch.zeros_like(values[0], dtype=torch.int64)
+    for place, other in enumerate(values[1:], 1):
+        less = ~((other >= least) | least.isnan())
+        least, index = torch.where(less, other, least), index.masked_fill_(less, place)
+    return index
 
 
 def _check_stack(logits: Tensor) -> None:
