@@ -52,14 +52,15 @@ def _derivatives(problem: MixtureProblem, weights: Tensor) -> tuple[Tensor, Tens
     away = problem.logits - mixture  # smaller numbers, the same derivatives on the simplex
     spread = None if problem.softmax else (-mixture).sigmoid_()
     residual = problem.residual_(mixture)
-    gradient = torch.stack([(part * residual).sum(1) for part in away])
+    memory = torch.empty_like(residual), torch.empty_like(residual)
+    gradient = torch.stack([torch.mul(part, residual, out=memory[0]).sum(1) for part in away])
     if spread is not None:
         residual.mul_(spread)
     hessian = gradient.new_empty((len(away), *gradient.shape))
     for row, part in enumerate(away):
-        weighted = part * residual
+        weighted = torch.mul(part, residual, out=memory[0])
         for column in range(row, len(away)):
-            entry = (weighted * away[column]).sum(1)
+            entry = torch.mul(weighted, away[column], out=memory[1]).sum(1)
             if problem.softmax:
                 entry -= gradient[row] * gradient[column]
             hessian[row, column] = hessian[column, row] = entry
@@ -83,20 +84,20 @@ def _search(problem: MixtureProblem, weights: Tensor, step: Tensor, barrier: Ten
 
     A loss of large logits is so far from a parabola that whole Newton steps would go in circles.
     """
-    low, high = torch.zeros_like(barrier), _reach(weights, step)
+    length = _reach(weights, step)
     start, along = problem.mix(weights), problem.mix(step)
-    mixture = torch.empty_like(start)
+    mixture, ratio = torch.empty_like(start), weights / step
 
-    def rises(length: Tensor) -> Tensor:
+    def rise(length: Tensor) -> Tensor:
         torch.addcmul(start, length.unsqueeze(1), along, out=mixture)
-        slope = problem.slope_(mixture, along)
-        return slope - barrier * (step / (weights + length * step)).sum(0) > 0
+        walls = (ratio + length).reciprocal_().sum(0)
+        return problem.slope_(mixture, along).addcmul_(barrier, walls, value=-1)
 
-    length = high
-    for _ in range(SEARCHES):
-        up = rises(length)
-        low, high = torch.where(up, low, length), torch.where(up, length, high)
-        length = (low + high) / 2
+    width = length * (rise(length) > 0)  # 0 where the whole length is not too long
+    length = length - width / 2
+    for _ in range(SEARCHES - 1):
+        width = width / 2
+        length = length.addcmul(rise(length).sign_(), width, value=-0.5)
     return length
 
 
