@@ -20,6 +20,7 @@ from mmdistill_ext.functional.checks import (
     check_positive,
     check_same_size,
 )
+from mmdistill_ext.functional.choice import Choice, first_least
 from mmdistill_ext.functional.logits.differences import check_difference, unit_difference
 from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.functional.simplex import GRANULARITIES, simplex_weights
@@ -100,10 +101,10 @@ def min_loss(
         losses = torch.stack([unit_difference(x, target, *kind) for x in logits.detach()])
         if per == 'image':  # every network has the same valid units
             losses = losses.unsqueeze(-1).flatten(2).sum(2)
-        chosen = _first_least(losses)
+        chosen = first_least(losses)
     if per == 'image':
         return full_precision(logits[chosen, torch.arange(len(chosen), device=chosen.device)])
-    return _Choice.apply(full_precision(logits), chosen.unsqueeze(1))
+    return Choice.apply(full_precision(logits), chosen.unsqueeze(1))
 
 
 def linear(
@@ -164,7 +165,7 @@ def min_logit(
         label = target.long().unsqueeze(1).where(valid, 0)
         at_label = logits.gather(2, label.expand(len(logits), *label.shape))
         logits = logits - at_label.where(valid, 0)
-    return _Choice.apply(logits, _first_least(logits.detach()))
+    return Choice.apply(logits, first_least(logits.detach()))
 
 
 def validation_weights(scores: Sequence[float], temperature: float = 0.1) -> Tensor:
@@ -265,36 +266,6 @@ def general_weights(correlation: Tensor, ridge: float = 1e-6) -> tuple[Tensor, f
     eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     solved = torch.linalg.lstsq(matrix + ridge * eye, matrix.new_ones(len(matrix), 1)).solution
     return (solved / solved.sum()).squeeze(1).float(), condition
-
-
-class _Choice(torch.autograd.Function):
-    """One of N values at each place; several times as fast as gather and its gradient."""
-
-    @staticmethod
-    def forward(ctx, values: Tensor, chosen: Tensor) -> Tensor:
-        """Take ``(N, B, C, ...)`` by ``(B, C or 1, ...)``, place along the first axis."""
-        ctx.save_for_backward(chosen)
-        ctx.count = len(values)
-        choice = values[0].clone() if ctx.count == 1 else values[0]
-        for place, other in enumerate(values[1:], 1):
-            choice = torch.where(chosen == place, other, choice)
-        return choice
-
-    @staticmethod
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
-        """Give each gradient to the value that was taken."""
-        (chosen,) = ctx.saved_tensors
-        places = torch.arange(ctx.count, device=chosen.device).view(-1, *[1] * chosen.ndim)
-        return upstream * (chosen == places).to(upstream), None
-
-
-def _first_least(values: Tensor) -> Tensor:
-    """Index of the least of N values, ``argmin(0)`` where NaN is the least; many times as fast."""
-    least, index = values[0], torch.zeros_like(values[0], dtype=torch.int64)
-    for place, other in enumerate(values[1:], 1):
-        less = ~((other >= least) | least.isnan())
-        least, index = torch.where(less, other, least), index.masked_fill_(less, place)
-    return index
 
 
 def _check_stack(logits: Tensor) -> None:
