@@ -20,6 +20,7 @@ from mmdistill_ext.functional.checks import (
     check_positive,
     check_same_size,
 )
+from mmdistill_ext.functional.choice import Choice, first_least
 from mmdistill_ext.functional.logits.differences import check_difference, unit_difference
 from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.functional.simplex import GRANULARITIES, simplex_weights
@@ -97,14 +98,13 @@ def min_loss(
     _check_stack(logits)
     kind = (difference, ignore_index, background)
     with torch.no_grad():
-        losses = torch.stack([unit_difference(x, target, *kind) for x in logits])
+        losses = torch.stack([unit_difference(x, target, *kind) for x in logits.detach()])
         if per == 'image':  # every network has the same valid units
             losses = losses.unsqueeze(-1).flatten(2).sum(2)
-        chosen = losses.argmin(0)
+        chosen = first_least(losses)
     if per == 'image':
         return full_precision(logits[chosen, torch.arange(len(chosen), device=chosen.device)])
-    place = chosen.unsqueeze(1).expand(logits.shape[1:])
-    return full_precision(logits).gather(0, place.unsqueeze(0)).squeeze(0)
+    return Choice.apply(full_precision(logits), chosen.unsqueeze(1))
 
 
 def linear(
@@ -165,7 +165,7 @@ def min_logit(
         label = target.long().unsqueeze(1).where(valid, 0)
         at_label = logits.gather(2, label.expand(len(logits), *label.shape))
         logits = logits - at_label.where(valid, 0)
-    return logits.gather(0, logits.argmin(0, keepdim=True)).squeeze(0)  # not amin: 0 * NaN
+    return Choice.apply(logits, first_least(logits.detach()))
 
 
 def validation_weights(scores: Sequence[float], temperature: float = 0.1) -> Tensor:

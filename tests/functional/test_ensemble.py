@@ -150,6 +150,22 @@ def test_equal_logits_are_taken_from_the_first():
     assert torch.equal(logits.grad, expected.view(3, 1, 1, 1).expand_as(logits))
 
 
+@pytest.mark.parametrize('count', [1, 2, 5])
+def test_choices_are_those_of_argmin_whatever_the_values(count):
+    generator = torch.Generator().manual_seed(count)
+    logits = torch.randint(-2, 3, (count, 2, 5, 200), generator=generator).double()
+    for value in (NAN, math.inf, -math.inf):  # many ties, and ties of these too
+        logits[torch.rand(logits.shape, generator=generator) < 0.1] = value
+    leaf = logits.clone().requires_grad_()
+    found = min_logit(leaf)
+    place = logits.argmin(0, keepdim=True)
+    expected = logits.gather(0, place).squeeze(0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    upstream = torch.randn(found.shape, generator=generator).double()
+    found.backward(upstream)
+    assert torch.equal(leaf.grad, torch.zeros_like(logits).scatter(0, place, upstream.unsqueeze(0)))
+
+
 @pytest.mark.parametrize('per', PER)
 def test_units_without_label_take_the_first(per):
     logits, target = make(3)

@@ -134,6 +134,76 @@ def test_two_networks_equal_a_search(head, scale, per):
     assert (excess.abs() <= 1e-6 * scale).all()
 
 
+def bisect(logits, target, head, per, steps=80):
+    """The first network's weight where the loss's slope changes sign, by autograd in float64."""
+    low = torch.zeros(logits.shape[1], logits.shape[-1] if per == 'unit' else 1).double()
+    high = torch.ones_like(low)
+    for step in range(steps + 2):  # the ends first: the slope's sign may not change
+        share = torch.full_like(low, step) if step < 2 else (low + high) / 2
+        share.requires_grad_()
+        loss = objective(torch.stack((share, 1 - share)), logits, target, head, per)
+        (slope,) = torch.autograd.grad(loss.sum(), share)
+        share = share.detach()
+        if step < 2:
+            at_end = slope >= 0 if step == 0 else slope <= 0
+            low, high = (x.where(~at_end, share) for x in (low, high))
+        else:
+            low, high = share.where(slope < 0, low), share.where(slope >= 0, high)
+    return (low + high) / 2
+
+
+@settings(max_examples=60)
+@given(
+    head=st.sampled_from(HEADS),
+    scale=st.sampled_from([1e-3, 0.1, 1.0, 5.0, 30.0, 300.0]),
+    per=st.sampled_from(PER),
+    seed=st.integers(0, 999),
+)
+def test_two_networks_equal_a_bisection(head, scale, per, seed):
+    logits, target = make(2, head, scale, units=60, seed=seed)
+    weights, gap = solve(logits, target, head, per=per)
+    share = bisect(logits, target, head, per)
+    least = objective(torch.stack((share, 1 - share)), logits, target, head, per)
+    excess = objective(weights, logits, target, head, per) - least
+    assert (gap >= 0).all()
+    assert gap.max() <= 1e-6 * scale
+    assert (excess <= gap + 1e-11 * scale).all()
+    assert (excess >= -1e-11 * scale).all()  # nor is the reference the worse one
+    corner = ((share == 0) | (share == 1)) & (gap == 0)
+    off_middle = corner & (weights[0] != 0.5)  # where no other is better by more than rounding
+    assert torch.equal(weights[0][off_middle], share[off_middle])
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('scale', [0.1, 3.0, 30.0, 300.0])
+@pytest.mark.parametrize('head', HEADS)
+def test_two_networks_are_no_worse_than_a_dense_grid(head, scale, dtype):
+    logits, target = make(2, head, scale, units=50, dtype=dtype)
+    for iterations in (10, 20):
+        weights, _ = solve(logits, target, head, iterations=iterations)
+        found = objective(weights, logits, target, head, 'unit')
+        for share in torch.linspace(0, 1, 301, dtype=torch.float64):
+            mixed = torch.stack((share, 1 - share)).view(2, 1, 1).expand_as(weights)
+            other = objective(mixed, logits, target, head, 'unit')
+            rounding = 20 * torch.finfo(dtype).eps * logits.abs().max()
+            assert (found <= other + max(rounding, 1e-9 * scale)).all()
+
+
+def test_the_best_of_two_networks_gets_exactly_all():
+    logits = torch.tensor([[0.0, 3.0], [0.0, -1.0], [0.0, 3.0]]).view(3, 1, 2, 1)
+    for pair, best in ((logits[:2], [0.0, 1.0]), (logits[1:], [1.0, 0.0])):
+        found = simplex_weights(pair, torch.tensor([[0]]), iterations=1)
+        assert found.weights.squeeze().tolist() == best
+        assert found.gap == 0
+
+
+def test_ten_steps_of_two_networks_are_enough():
+    for scale, tolerance in ((1.0, 1e-7), (5.0, 1e-6), (30.0, 1e-5), (100.0, 1e-4)):
+        for seed, head in enumerate(HEADS):
+            logits, target = make(2, head, scale, units=2000, seed=seed)
+            assert solve(logits, target, head, iterations=10)[1].max() <= tolerance * scale
+
+
 @pytest.mark.parametrize('per', PER)
 @pytest.mark.parametrize('count', [3, 8])
 @pytest.mark.parametrize('head', FEW)
@@ -243,18 +313,19 @@ def test_binary_head_and_background_know_their_labels():
 @pytest.mark.parametrize('head', HEADS)
 def test_equal_networks_get_equal_weights(head, per):
     logits, target = make(1, head, 5.0, dtype=torch.float32)
-    for count in (1, 3, 8):
+    for count in (1, 2, 3, 8):
         weights, gap = solve(logits.expand(count, -1, -1, -1), target, head, per=per)
         torch.testing.assert_close(weights, torch.full_like(weights, 1 / count))
         assert gap.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize('per', PER)
-def test_flat_loss_has_equal_weights_and_no_gap(per):
-    level = torch.randn(4, 2, 1, 9, generator=torch.Generator().manual_seed(0))
-    logits = (100 * level).expand(4, 2, 5, 9)  # a softmax does not see them
+@pytest.mark.parametrize('count', [2, 4])
+def test_flat_loss_has_equal_weights_and_no_gap(count, per):
+    level = torch.randn(count, 2, 1, 9, generator=torch.Generator().manual_seed(0))
+    logits = (100 * level).expand(count, 2, 5, 9)  # a softmax does not see them
     weights, gap = solve(logits, torch.zeros(2, 9, dtype=torch.long), ('ce', False, 5), per=per)
-    torch.testing.assert_close(weights, torch.full_like(weights, 0.25))
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / count))
     assert gap.abs().max() < 1e-4
 
 
@@ -282,8 +353,9 @@ def test_nearly_equal_networks_beside_another(copies):
 @pytest.mark.parametrize('per', PER)
 @pytest.mark.parametrize('head', FEW)
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), float('-inf'), 1e38])
-def test_values_on_ignored_units_do_not_matter(value, head, per):
-    logits, target = make(3, head, 2.0, dtype=torch.float32)
+@pytest.mark.parametrize('count', [2, 3])
+def test_values_on_ignored_units_do_not_matter(count, value, head, per):
+    logits, target = make(count, head, 2.0, dtype=torch.float32)
     ignored = (target == 255).unsqueeze(1)
     assert ignored.any()
     spoilt = logits.clone()
@@ -293,17 +365,18 @@ def test_values_on_ignored_units_do_not_matter(value, head, per):
     assert torch.equal(found[1], expected[1])
     if per == 'unit':
         at_ignored = expected[0].masked_select(ignored.squeeze(1))
-        torch.testing.assert_close(at_ignored, torch.full_like(at_ignored, 1 / 3))
+        torch.testing.assert_close(at_ignored, torch.full_like(at_ignored, 1 / count))
         assert (expected[1][target == 255] == 0).all()
 
 
 @pytest.mark.parametrize('per', PER)
 @pytest.mark.parametrize('head', FEW)
-def test_all_units_ignored(head, per):
-    logits, target = make(3, head)
+@pytest.mark.parametrize('count', [2, 3])
+def test_all_units_ignored(count, head, per):
+    logits, target = make(count, head)
     target[1] = 255
     weights, gap = solve(logits, target, head, per=per)
-    torch.testing.assert_close(weights[:, 1], torch.full_like(weights[:, 1], 1 / 3))
+    torch.testing.assert_close(weights[:, 1], torch.full_like(weights[:, 1], 1 / count))
     assert (gap[1] == 0).all()
     alone = solve(logits[:, :1], target[:1], head, per=per)[0]
     torch.testing.assert_close(weights[:, :1], alone)
@@ -312,15 +385,16 @@ def test_all_units_ignored(head, per):
 @pytest.mark.parametrize('per', PER)
 @pytest.mark.parametrize('head', FEW)
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), float('-inf')])
-def test_a_bad_unit_gets_equal_weights_a_gap_of_nan_and_spoils_no_other(value, head, per):
-    logits, target = make(3, head, 2.0, images=3, ignored=0, dtype=torch.float32)
+@pytest.mark.parametrize('count', [2, 3])
+def test_a_bad_unit_gets_equal_weights_a_gap_of_nan_and_spoils_no_other(count, value, head, per):
+    logits, target = make(count, head, 2.0, images=3, ignored=0, dtype=torch.float32)
     expected = solve(logits, target, head, per=per)
     logits[1, 1, 0, 4] = value
     weights, gap = solve(logits, target, head, per=per)
     bad = torch.zeros_like(gap, dtype=torch.bool)
     bad[1, 4 if per == 'unit' else 0] = True
     assert torch.equal(gap.isnan(), bad)
-    torch.testing.assert_close(weights[:, bad], torch.full((3, 1), 1 / 3))
+    torch.testing.assert_close(weights[:, bad], torch.full((count, 1), 1 / count))
     torch.testing.assert_close(weights[:, ~bad], expected[0][:, ~bad], atol=1e-6, rtol=0)
 
 
@@ -358,8 +432,9 @@ def test_order_of_the_networks_does_not_matter(per):
 
 
 @pytest.mark.parametrize('head', FEW)
-def test_units_do_not_see_each_other(head):
-    logits, target = make(3, head, 3.0)
+@pytest.mark.parametrize('count', [2, 3])
+def test_units_do_not_see_each_other(count, head):
+    logits, target = make(count, head, 3.0)
     together = solve(logits, target, head)[0]
     for unit in range(logits.shape[-1]):
         alone = solve(logits[..., unit : unit + 1], target[:, unit : unit + 1], head)[0]
@@ -425,10 +500,11 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize('per', PER)
 @pytest.mark.parametrize('head', FEW)
-def test_no_value_is_waited_for_and_no_unit_looped_over(head, per):
+@pytest.mark.parametrize('networks', [2, 3])
+def test_no_value_is_waited_for_and_no_unit_looped_over(networks, head, per):
     counts = []
     for units in (3, 30):
-        logits, target = make(3, head, units=units)
+        logits, target = make(networks, head, units=units)
         with Operations() as operations:
             solve(logits, target, head, per=per, iterations=2)
         counts.append(operations.names)

@@ -7,17 +7,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mmdistill_ext.functional.blocks.closed_forms import (
+    Prediction,
+    difference_with_gradient,
+    distance_with_gradient,
+)
 from mmdistill_ext.functional.blocks.reader import BlockReader, Place
 from mmdistill_ext.functional.blocks.readers import Reading
 from mmdistill_ext.functional.blocks.values import Labels
-from mmdistill_ext.functional.blocks.weighted_sum import gradient_of_units
+from mmdistill_ext.functional.blocks.weighted_sum import clear_ignored_
 
 Combine = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Logits ``(N, 1, C, n)``, labels ``(1, n)``, weights ``(N, 1, n)`` or None -> ``(1, C, n)``."""
 WeighImage = Callable[[Tensor, Tensor], Tensor]
 """Logits ``(N, 1, C, n)`` and labels ``(1, n)`` of one image -> weights ``(N,)``."""
 PullLoss = Callable[[Tensor, Tensor, Labels], Tensor]
-"""Logits ``(N, C, n)``, second prediction ``(1, C, n)`` and labels -> ``(N, n)``."""
+"""Logits ``(1, C, n)`` of a network and of the second prediction, and labels -> ``(1, n)``."""
 
 
 class CollaborationPass:
@@ -28,8 +33,7 @@ class CollaborationPass:
         combine: Makes the second prediction of a block.
         weigh_image: Gives the weights of an image; None: ``combine`` gets none.
         second_loss: Loss of the second prediction, logits and labels -> ``(1, n)``.
-        pull_loss: Distance of networks ``(N, C, n)`` from the second prediction ``(1, C, n)`` ->
-            ``(N, n)``; None: there is no pull.
+        pull_loss: Distance of a network from the second prediction; None: there is no pull.
         differentiate_second: Form the gradients of the second loss.
         differentiate_pull: Form the gradients of the pull.
 
@@ -77,9 +81,7 @@ class CollaborationPass:
         counted = labels.valid.to(self.reader.dtype)
         mixture = self._second(readings, logits, labels, weights, counted)
         if self.pull_loss is not None:
-            self._pull(
-                self.pull_loss, readings, logits.detach().squeeze(1), mixture, labels, counted
-            )
+            self._pull(self.pull_loss, readings, logits.detach(), mixture, labels, counted)
 
     def _second(
         self,
@@ -88,41 +90,49 @@ class CollaborationPass:
         labels: Labels,
         weights: Tensor | None,
         counted: Tensor,
-    ) -> Tensor:
+    ) -> Prediction:
         """Add the second loss of a block; give the second prediction, without gradient."""
-        differentiate = self._seconds is not None
+        seconds = self._seconds
+        differentiate = seconds is not None
         with torch.set_grad_enabled(differentiate):
             logits = logits.requires_grad_(differentiate)
             mixture = self.combine(logits, labels.target, weights)
-            units = self.second_loss(mixture, labels)
-        self._totals[0] += units.detach().sum()
-        if self._seconds is not None:
-            self._add(self._seconds, readings, gradient_of_units(units, logits, counted))
-        return mixture.detach()
+        prediction = Prediction(mixture.detach())
+        units, upstream = difference_with_gradient(
+            self.second_loss, prediction, labels, counted if differentiate else None
+        )
+        self._totals[0] += units.sum()
+        if seconds is not None:
+            (upstream,) = torch.autograd.grad(mixture, logits, upstream)
+            parts = zip(
+                self.reader.readers,
+                seconds,
+                readings,
+                clear_ignored_(upstream, units, counted),
+                strict=True,
+            )
+            for reader, gradient, reading, part in parts:
+                reader.add_gradient(gradient, reading, part)
+        return prediction
 
     def _pull(
         self,
         pull_loss: PullLoss,
         readings: list[Reading],
         logits: Tensor,
-        mixture: Tensor,
+        mixture: Prediction,
         labels: Labels,
         counted: Tensor,
     ) -> None:
-        """Add the distances of a block, of all networks at once."""
-        differentiate = self._pulls is not None
-        with torch.set_grad_enabled(differentiate):
-            logits = logits.requires_grad_(differentiate)
-            units = pull_loss(logits, mixture, labels)
-        self._totals[1:] += units.detach().where(labels.valid, 0).sum(1)
-        if self._pulls is not None:
-            upstream = gradient_of_units(units, logits, counted)
-            self._add(self._pulls, readings, upstream.unsqueeze(1))
-
-    def _add(self, gradients: list, readings: list[Reading], upstream: Tensor) -> None:
-        parts = zip(self.reader.readers, gradients, readings, upstream, strict=True)
-        for reader, gradient, reading, part in parts:
-            reader.add_gradient(gradient, reading, part)
+        """Add the distances of a block, network by network."""
+        pulls = self._pulls
+        for network, reader in enumerate(self.reader.readers):
+            units, upstream = distance_with_gradient(
+                pull_loss, logits[network], mixture, labels, None if pulls is None else counted
+            )
+            self._totals[1 + network] += units.where(labels.valid, 0).sum()
+            if pulls is not None and upstream is not None:
+                reader.add_gradient(pulls[network], readings[network], upstream)
 
     def _new_gradients(self) -> list:
         return [reader.new_gradient() for reader in self.reader.readers]
@@ -130,7 +140,7 @@ class CollaborationPass:
     def _of_leaves(
         self, gradients: list | None, network: int | None = None
     ) -> list[Tensor | None] | None:
-        """One per leaf of all networks; None for those of others than ``network``."""
+        """One gradient per leaf of all networks; None at leaves of other networks than this."""
         if gradients is None:
             return None
         of_leaves: list[Tensor | None] = []

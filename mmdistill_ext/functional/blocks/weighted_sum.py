@@ -109,8 +109,22 @@ def gradient_of_units(units: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
         ``(..., C, n)``.
     """
     (upstream,) = torch.autograd.grad(units, logits, weight.expand_as(units))
+    return clear_ignored_(upstream, units.detach(), weight)
+
+
+def clear_ignored_(upstream: Tensor, units: Tensor, weight: Tensor) -> Tensor:
+    """Set a gradient to 0 on units of weight 0, and to NaN on others whose loss is not finite.
+
+    Args:
+        upstream: ``(..., C, n)``, changed in place.
+        units: ``(..., n)``, losses of units.
+        weight: ``(..., n)``, >= 0.
+
+    Returns:
+        ``upstream``.
+    """
     # `units * 0 + 1` is 1 where the loss is finite and NaN where it is not. Clearing all NaN and
     # multiplying by it keeps NaN exactly on units that count, without a mask of (C, n).
-    factor = (units.detach() * 0 + 1).masked_fill_(weight == 0, 0)
+    factor = (units * 0 + 1).masked_fill_(weight == 0, 0)
     upstream.nan_to_num_(nan=0, posinf=torch.inf, neginf=-torch.inf)
     return upstream.mul_(factor.unsqueeze(-2))
