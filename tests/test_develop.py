@@ -86,6 +86,10 @@ def check_contract(name):
         assert value.abs() < 1e-12, sort
         assert all(gradient.abs().max() < 1e-12 for gradient in gradients), sort
         assert contract.total(loss(inputs.ignore(data))) == 0, sort
+        ignored = inputs.change(inputs.ignore(data), lambda x: x.detach() * torch.nan)
+        value, gradients = contract.outcome(loss, inputs, ignored)
+        assert value == 0, sort
+        assert not any(gradient.any() for gradient in gradients), sort
 
 
 def test_there_is_a_test_for_every_recipe():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmdistill_ext.distillers.build_terms import build_terms
 from mmdistill_ext.distillers.fit import Fit, build_fit
+from mmdistill_ext.distillers.tapped_forward import most_calls
 from mmdistill_ext.distillers.teacher import Teacher
 from mmdistill_ext.distillers.terms import SUMMED, HeadTerm, StepRecords, Term
 from mmdistill_ext.functional.checks import check_labels, given
@@ -128,7 +129,7 @@ class Distillation:
     ) -> dict[str, Tensor]:
         terms = [term for term, _ in active]
         leading = _leading_terms(terms)
-        wanted = {path: n for term in terms for path, n in term.teacher_calls.items()}
+        wanted = most_calls(term.teacher_calls for term in terms)
         teacher_calls = self.teacher.calls(inputs, data_samples, wanted)
         split = self.fit.split() if self.fit else None
         paths = {path: path for term in terms for path in term.student_calls}

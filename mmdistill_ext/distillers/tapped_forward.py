@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -53,6 +53,15 @@ def tapped_forward(
         calls |= {path: taps.all(path) for path in later}
         taps.clear()
     return {path: calls[path] for path in wanted}
+
+
+def most_calls(wanted: Iterable[Mapping[str, int | None]]) -> dict[str, int | None]:
+    """What several want together: of each path the largest number of calls; None is any number."""
+    merged: dict[str, int | None] = {}
+    for path, count in ((path, n) for part in wanted for path, n in part.items()):
+        known = merged.get(path, 0)
+        merged[path] = None if known is None or count is None else max(known, count)
+    return merged
 
 
 def _forward(model: Any, inputs: Tensor, data_samples: list | None) -> None:

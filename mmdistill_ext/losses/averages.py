@@ -63,14 +63,15 @@ def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
 
     Args:
         values: ``(B, 1, h, w)``, with gradient.
-        weight: Of the same shape, >= 0; None: all count alike, and ranks have as many.
+        weight: Of the same shape, >= 0; None: all count alike. Other ranks may have weights.
 
     Returns:
-        A scalar; exactly 0, with gradient 0, when all weights are 0.
+        A scalar; exactly 0, with gradient 0 for finite values, when all weights are 0.
     """
     if weight is None:
-        return values.mean()
-    weight = weight.to(values)
-    total = weight.sum()
+        total, weighted = values.new_tensor(values.numel()), values
+    else:
+        weight = weight.to(values)
+        total, weighted = weight.sum(), (values * weight).where(weight > 0, 0)
     all_reduce(total)
-    return (values * weight).where(weight > 0, 0).sum() * scale_of(total, 'selected')
+    return weighted.sum() * scale_of(total, 'selected')

@@ -35,11 +35,7 @@ class FeatureLoss(DistillLoss):
 
     def forward(self, features: Features, weight: float = 1.0) -> dict[str, Tensor]:
         """Form the loss; exactly 0 where no location counts."""
-        student, teacher = features.student, features.teacher
-        if features.weight is not None:  # whatever is there: a gradient of 0 times NaN is not 0
-            ignored = features.weight <= 0
-            student, teacher = (x.masked_fill(ignored, 0) for x in (student, teacher))
-        distances = feature_distance(student, teacher, self.distance)
+        distances = feature_distance(*features.counted(), self.distance)
         return dict(loss=weight * weighted_mean(distances, features.weight))
 
     def extra_repr(self) -> str:

@@ -22,3 +22,13 @@ class Features:
     student: Tensor
     teacher: Tensor
     weight: Tensor | None = None
+
+    def counted(self) -> tuple[Tensor, Tensor]:
+        """Student and teacher with zeros where the weight is 0.
+
+        What is ignored may hold anything, and a gradient of 0 times NaN is not 0.
+        """
+        if self.weight is None:
+            return self.student, self.teacher
+        ignored = self.weight <= 0
+        return self.student.masked_fill(ignored, 0), self.teacher.masked_fill(ignored, 0)

@@ -97,7 +97,7 @@ class FeaturePair:
                 f"of each, such as '{self.tap}.0'."
             )
         calls = len(teacher.calls[self.teacher_tap.call])
-        self.teacher_calls = {self.teacher_tap.call: calls, **self.weights.teacher_calls}
+        self.teacher_calls = {**self.weights.teacher_calls, self.teacher_tap.call: calls}
         connectors = [
             self._connect(level, *pair) for level, pair in enumerate(zip(mine, theirs, strict=True))
         ]
