@@ -16,6 +16,7 @@ CONFIGS = Path(__file__).parents[2] / 'configs'
     ('config', 'teacher'),
     [
         ('kd/kd_fpn_r18_fpn_r18-w16_600_camvid-192x256.py', 'camvid_fpn-r18.pth'),
+        ('kd/dkd_fpn_r18_fpn_r18-w16_600_camvid-192x256.py', 'camvid_fpn-r18.pth'),
         ('selective/sel_fpn_r18_fpn_r18-w16_600_camvid-192x256.py', 'camvid_fpn-r18_weak.pth'),
         ('fit/fit-kd_fpn_r18_fpn_r18-w16_600_camvid-192x256.py', 'camvid_fpn-r18.pth'),
         ('fit/fit-sel_fpn_r18_fpn_r18-w16_1200_camvid13-192x256.py', 'camvid_fpn-r18_weak.pth'),
@@ -48,7 +49,7 @@ def test_trains_and_validates(config, teacher, data_root, models_root, tmp_path)
     runner.train()
     history = {key: hist.current() for key, hist in runner.message_hub.log_scalars.items()}
     assert math.isfinite(history['train/loss'])
-    name = 'sel' if 'sel_' in config else 'kd'
+    (name,) = cfg.model.losses
     assert 0.5 < history[f'train/teacher_better/{name}'] <= 1  # an untrained student
     assert 0 <= history['val/mIoU'] < 50
     if config.startswith('fit/'):
