@@ -8,20 +8,21 @@ from mmdistill_ext.registry import CONNECTORS, MODELS
 
 
 @MODELS.register_module()
-class Whitened(DistillLoss):
-    """A loss of features that learns a scale and remembers a mean."""
+class Growing(DistillLoss):
+    """A loss of features that learns a scale, and counts more from step to step."""
 
     takes_features = True
 
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
-        self.register_buffer('mean', torch.zeros(()))
+        self.register_buffer('steps', torch.zeros(()))
 
     def forward(self, features, weight=1.0):
-        self.mean.lerp_(features.teacher.mean(), 0.5)
-        difference = self.scale * features.student - features.teacher + self.mean
-        return dict(loss=weight * difference.square().mean(), loss_scale=0.1 * self.scale.square())
+        self.steps += 1
+        difference = self.scale * features.student - features.teacher
+        loss = (1 + 0.1 * self.steps) * difference.square().mean()
+        return dict(loss=weight * loss, loss_scale=0.1 * self.scale.square())
 
 
 @MODELS.register_module()

@@ -267,12 +267,12 @@ def test_losses_are_float32_under_autocast(teacher):
 
 
 def test_parameters_and_memory_of_a_loss_belong_to_the_student(teacher):
-    model = distilled(seg(), teacher, dict(w=dict(type='Whitened', tap='decode_head')))
+    model = distilled(seg(), teacher, dict(w=dict(type='Growing', tap='decode_head')))
     assert 'connectors.w.loss.scale' in dict(model.named_parameters())
-    assert 'connectors.w.loss.mean' in model.state_dict()
+    assert 'connectors.w.loss.steps' in model.state_dict()
     found = model(*seg_batch(), mode='loss')
     assert {'loss_w', 'loss_w_scale'} <= found.keys()
-    assert model.state_dict()['connectors.w.loss.mean'] != 0
+    assert model.state_dict()['connectors.w.loss.steps'] != 0
     model.parse_losses(found)[0].backward()
     assert model.connectors['w']['loss'].scale.grad != 0
 

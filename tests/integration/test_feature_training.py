@@ -23,7 +23,7 @@ LOSSES = dict(
         weight_by='labels',
         begin=2,
     ),
-    user=dict(type='Whitened', tap='backbone.1', connector=dict(type='Gated')),
+    user=dict(type='Growing', tap='backbone.1', connector=dict(type='Gated')),
     gap=dict(type='LogitGap', weight=0.1),
     sel=dict(type='SelectiveLoss', temperature=2.0),
 )
@@ -52,7 +52,7 @@ def test_connectors_are_trained_resumed_and_averaged(root, teacher, tmp_path):
     late = states[0]['ema_state_dict']
     keys = [key for key in states[0]['state_dict'] if key.startswith('connectors.')]
     assert {key.split('.')[1] for key in keys} == TRAINED
-    assert {'connectors.user.loss.mean', 'connectors.user.levels.0.0.gate'} < set(keys)
+    assert {'connectors.user.loss.steps', 'connectors.user.levels.0.0.gate'} < set(keys)
     assert {f'module.{key}' for key in keys} < late.keys()
     moved = ('late.levels.0.0.0.weight', 'user.levels.0.0.gate', 'user.loss.scale')
     for key in (f'module.connectors.{name}' for name in (*moved, 'gap.loss.conv.weight')):
@@ -74,7 +74,6 @@ def test_two_processes_equal_one_with_the_same_global_batch(root, teacher, tmp_p
     forked_runs.run_two(cfg, tmp_path / 'two')
     one, two = (last(tmp_path / name)['state_dict'] for name in ('one', 'two'))
     assert {key.split('.')[1] for key in one if key.startswith('connectors.')} == TRAINED
-    one.pop('connectors.user.loss.mean')  # of this rank's images, as BatchNorm's are
     for key in one:
         torch.testing.assert_close(two[key], one[key], atol=1e-5, rtol=1e-5, msg=key)
 
