@@ -22,6 +22,10 @@ from mmdistill_ext.units.split.own_loss import check_loss_modules, total_loss
 
 IGNORED = -1
 """Label of units that take no part in the student's loss."""
+FEATURES_INSTEAD = (
+    "A loss of features, such as `dict(type='FeatureLoss', tap='neck')`, takes any head."
+)
+"""What works for heads that cannot be paired: the end of an error."""
 
 
 class DetectorPair(HeadPair):

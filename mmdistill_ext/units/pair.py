@@ -59,6 +59,16 @@ class HeadPair(ABC):
     ) -> None:
         """Join the heads at two paths; ``ValueError`` names the key if they do not fit."""
 
+    @classmethod
+    def partner_head(cls, teacher: nn.Module, head: str) -> str:
+        """Path of the teacher's head for a student's, where the config names none.
+
+        Args:
+            teacher: The teacher.
+            head: Path of the student's head.
+        """
+        return head
+
     @property
     def box_distances(self) -> tuple[str, ...]:
         """Distances between boxes that both heads allow: ``'iou'``, ``'l1'``, ``'distribution'``.

@@ -98,8 +98,8 @@ def pair_heads(
         student: The student.
         teacher: The teacher, a model of the same kind.
         head: Path of the student's head; the one that it predicts with when not given.
-        teacher_head: Path of the teacher's head; by default as the student's, and for segmenters
-            the one that the teacher predicts with.
+        teacher_head: Path of the teacher's head; by default as the student's (of another number of
+            stages, the nearest), and for segmenters the one that the teacher predicts with.
         key: The config key to name in errors, such as ``'losses.kd'``.
 
     Raises:
@@ -107,13 +107,18 @@ def pair_heads(
     """
     check_units(student)
     row, head = _choose(student, head, key)
-    if not isinstance(teacher, row.model):
+    partner = next((other for other in _rows(teacher) if other.pair is row.pair), None)
+    if partner is None:
         raise ValueError(
             f'`teacher.model` should be {row.name} as the student is: pixels pair with pixels, '
             'anchors and points with anchors and points, RoIs with RoIs, queries with queries. '
             f'Found {type(teacher).__name__} for a {type(student).__name__}.'
         )
-    return row.pair(student, teacher, head, teacher_head or row.teacher_head or head, key)
+    if teacher_head is None:
+        same = partner.model is row.model
+        teacher_head = row.teacher_head if same else partner.head
+    teacher_head = teacher_head or row.pair.partner_head(teacher, head)
+    return row.pair(student, teacher, head, teacher_head, key)
 
 
 def _rows(model: nn.Module) -> list[PairRow]:
@@ -132,15 +137,20 @@ def _choose(student: nn.Module, head: str | None, key: str) -> tuple[PairRow, st
         path = head or row.head
         if path is None:
             continue
-        if row.head_type is None or isinstance(
-            resolve(student, path, f'{key}.head')[0], row.head_type
-        ):
+        if row.head_type is None or _is_of(resolve(student, path, f'{key}.head')[0], row.head_type):
             return row, path
     wanted = rows[-1].head_type
     raise ValueError(
         f'`{key}.head` should lead to a {wanted.__name__ if wanted else "head"}. Found '
         f'{head or "none"!r} for a {type(student).__name__}.'
     )
+
+
+def _is_of(head: object, head_type: type[nn.Module]) -> bool:
+    """Whether it is such a head, or stages that end with one."""
+    if isinstance(head, nn.ModuleList) and len(head):
+        head = head[-1]
+    return isinstance(head, head_type)
 
 
 @cache

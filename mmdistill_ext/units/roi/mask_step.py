@@ -33,7 +33,7 @@ class MaskStep:
         samples: list[DetDataSample],
     ) -> None:
         self.student, self.teacher, self.taps = student, teacher, taps
-        self.features, self.samples = teacher_call.output, samples
+        self.teacher_call, self.samples = teacher_call, samples
 
     @cached_property
     def student_call(self) -> dict:
@@ -62,9 +62,10 @@ class MaskStep:
         return self._of_class(self.student.head, self.student_call['mask_preds'])
 
     @cached_property
+    @torch.no_grad()
     def teacher_logits(self) -> Tensor:
         """The teacher's mask logits for the assigned classes, ``(P, 1, h, w)``, at its own size."""
-        masks = self.teacher.run('_mask_forward', self.features, self.rois)['mask_preds']
+        masks = self.teacher.run(self.teacher_call, self.rois)['mask_preds']
         return self._of_class(self.teacher.head, masks)
 
     def _of_class(self, head: nn.Module, masks: Tensor) -> Tensor:

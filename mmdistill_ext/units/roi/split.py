@@ -34,7 +34,7 @@ class RoISplit(HeadSplit):
             return None
         every = torch.arange(len(step.flat_labels), device=step.flat_labels.device)
         flat = self.simple[step.place(every)]
-        return flat if name == 'loss_cls' else flat[step.positive]
+        return flat if name in step.student.reader.all_rows else flat[step.positive]
 
     @property
     def valid(self) -> Tensor:
@@ -47,15 +47,17 @@ class RoISplit(HeadSplit):
         """What the teacher has right: units ``(B, N)`` or images ``(B,)``, bool."""
         step, limits = self.step, (self.rule.iou, self.rule.score)
         outputs, count = step.teacher_outputs, step.student.head.num_classes
-        scores = step.pad(full_precision(outputs['cls_score']).softmax(-1))
+        scores = full_precision(step.teacher_logits).softmax(1).transpose(1, 2)
         if self.rule.by == 'unit':
             ious = overlaps(step.teacher_boxes, step.target_boxes)
             right = correct_units(scores, step.labels, count, step.index, ious, *limits)
             return right & self.valid
+        decode = step.teacher.reader.decode
         starts = [0, *torch.tensor(step.counts).cumsum(0).tolist()]
 
         def boxes_of(image: int, units: Tensor, classes: Tensor) -> Tensor:
-            return step.decode(step.teacher, outputs['bbox_pred'], units + starts[image], classes)
+            rois = step.call.rois[:, 1:]
+            return decode(rois, outputs['bbox_pred'], units + starts[image], classes)
 
         scores = scores[..., :count]
         return correct_images(scores, step.labels, self.valid, boxes_of, step.truth, *limits)
