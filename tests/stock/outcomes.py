@@ -60,11 +60,13 @@ def train(model: nn.Module, stock: Stock, terms: tuple[str, ...]) -> dict[str, T
     losses = detectors.losses_of(model, stock)
     for term in terms:
         (name,) = [name for name in losses if name.endswith(f'loss_{term}')]
-        assert losses[name].isfinite() and losses[name].requires_grad, (name, losses[name])
+        assert losses[name].isfinite(), name
+        assert losses[name].requires_grad, name
         assert losses[name] > 0, f'{name} is 0 although the models differ'
     model.parse_losses(losses)[0].backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
     return losses
 
 
