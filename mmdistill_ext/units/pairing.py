@@ -172,7 +172,7 @@ def _add_segmenters() -> None:
 
 
 def _add_detectors() -> None:
-    from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
+    from mmdet.models.detectors import SingleStageDetector, SparseRCNN, TwoStageDetector
     from mmdet.models.detectors.base_detr import DetectionTransformer
     from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 
@@ -184,5 +184,6 @@ def _add_detectors() -> None:
     box, two_stage = 'bbox_head', 'a two-stage detector'
     register_pair(SingleStageDetector, 'a single-stage detector', head=box)(DensePair)
     register_pair(DetectionTransformer, 'a DETR', head=box)(QueryPair)
+    register_pair(SparseRCNN, 'a Sparse R-CNN', head=f'roi_head.{box}')(QueryPair)
     register_pair(TwoStageDetector, two_stage, head=f'roi_head.{box}')(RoIPair)
     register_pair(TwoStageDetector, two_stage, head_type=FCNMaskHead)(MaskPair)
