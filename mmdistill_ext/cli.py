@@ -104,6 +104,12 @@ def set_run_options(cfg: Config, args: argparse.Namespace) -> None:
         use_gloo(cfg)
 
 
+def is_first_process(launcher: str) -> bool:
+    """Whether this is the first process of its run, before the processes know each other."""
+    ranks = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+    return launcher == 'none' or os.environ.get(ranks[launcher], '0') == '0'
+
+
 def use_gloo(cfg: Config) -> None:
     """Let processes without accelerators train together; mmengine's defaults are for GPUs."""
     cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
