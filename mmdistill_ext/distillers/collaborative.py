@@ -14,13 +14,14 @@ from mmdistill_ext.distillers.network_configs import network_configs
 from mmdistill_ext.distillers.recompute import network_loss, recomputed_loss
 from mmdistill_ext.distillers.schedule import Schedule
 from mmdistill_ext.functional.checks import check_labels
+from mmdistill_ext.isolation import training_flags
 from mmdistill_ext.losses.boxes.joint_box_term import JointBoxTerm
 from mmdistill_ext.losses.collaboration_loss import CollaborationLoss
 from mmdistill_ext.policies.second_predictions import LabelSpec, build_second_prediction
 from mmdistill_ext.preprocessing.network_inputs import NetworkInputs
 from mmdistill_ext.registry import MODELS
 from mmdistill_ext.taps import Taps
-from mmdistill_ext.units.joint import JointUnits
+from mmdistill_ext.units.joint import JointHeads, JointUnits
 from mmdistill_ext.units.joint_pairing import pair_networks
 
 
@@ -95,7 +96,7 @@ class CollaborativeDistiller(BaseModel):
             num_classes=self.joint.num_classes,
             second_weight=second_weight,
             temperature=temperature,
-            box=_build_box(box, self.joint.is_detection),
+            box=_build_box(box, self.joint),
         )
         self.sequential_backward = sequential_backward
         self._labels_checked = False
@@ -181,7 +182,13 @@ class CollaborativeDistiller(BaseModel):
             ``(N, N)`` float64.
         """
         data = self.data_preprocessor(data, False)
-        _, taps = self._run(network_loss, data['inputs'], data['data_samples'])
+        parts = [
+            part
+            for network in self.students.values()
+            for part in self.joint.parts_in_training(network)
+        ]
+        with training_flags(parts):
+            _, taps = self._run(network_loss, data['inputs'], data['data_samples'])
         units: JointUnits = self.joint(taps, data['data_samples'], boxes=False)
         return self.collaboration.error_correlation(units)
 
@@ -224,11 +231,13 @@ def _build_schedule(kl: dict | None) -> tuple[Schedule, float]:
         raise ValueError(f'`kl`: {error}') from error
 
 
-def _build_box(box: dict | None, is_detection: bool) -> JointBoxTerm | None:
+def _build_box(box: dict | None, joint: JointHeads) -> JointBoxTerm | None:
     if box is None:
         return None
-    if not is_detection:
+    if not joint.is_detection:
         raise ValueError(f'`box` is for detectors, segmenters have none. Found {box!r}.')
+    if not joint.has_boxes:
+        raise ValueError(f'`box` needs networks whose heads all predict boxes. Found {box!r}.')
     try:
         return JointBoxTerm(**box)
     except TypeError as error:

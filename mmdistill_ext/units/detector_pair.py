@@ -43,7 +43,13 @@ class DetectorPair(HeadPair):
 
     split_class: ClassVar[type[HeadSplit]]
     """Splits the head's own loss, with ``(step, rule, head, heads)``."""
-    training_parts: ClassVar[tuple[str, ...]] = ('bbox_head', 'rpn_head', 'roi_head', 'mask_head')
+    training_parts: ClassVar[tuple[str, ...]] = (
+        'bbox_head',
+        'rpn_head',
+        'roi_head',
+        'mask_head',
+        'decoder',
+    )
     """Names of the modules that compute differently while they train, besides the detector."""
 
     @property

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdistill_ext.taps import Taps
 
@@ -66,6 +66,8 @@ class JointHeads(ABC):
     sigmoid: bool
     background: bool
 
+    has_boxes: bool = True
+    """All heads of detectors predict boxes besides classes."""
     is_detection: ClassVar[bool]
     """Units belong to objects: there are boxes, and averages are over the positive units."""
     average: ClassVar[str]
@@ -81,6 +83,13 @@ class JointHeads(ABC):
     @abstractmethod
     def taps(self, name: str) -> tuple[str, ...]:
         """Paths of the methods of a network whose calls are needed."""
+
+    def parts_in_training(self, network: BaseModel) -> list[nn.Module]:
+        """Modules of a network that compute as in training, without their layers, when measured.
+
+        Without them there is no loss in eval mode.
+        """
+        return []
 
     @abstractmethod
     def __call__(

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
-import torch
-from mmcv.ops import batched_nms
-from mmdet.models.detectors import SingleStageDetector
 from mmdet.structures import DetDataSample
-from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import nn
 
 from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.dense.alike import common_levels, find_family
 from mmdistill_ext.units.dense.outputs import DenseOutputs, DenseTargets
-from mmdistill_ext.units.detector_pair import IGNORED
-from mmdistill_ext.units.joint import (
-    JointBoxes,
-    JointHeads,
-    JointUnits,
-    shallow_copy,
-    with_networks,
-)
+from mmdistill_ext.units.joint import JointBoxes, JointUnits
+from mmdistill_ext.units.joint_detectors import JointDetectors
 
 HEAD = 'bbox_head'
 
 
-class JointDense(JointHeads):
+class JointDense(JointDetectors):
     """Joins the heads of several single-stage detectors, location by location.
 
     One label per location is needed to compare the networks by: it comes from the first network's
@@ -40,11 +30,6 @@ class JointDense(JointHeads):
     Raises:
         ValueError: The heads cannot be joined; the message says why and what can.
     """
-
-    average = 'positive'
-    is_detection = True
-    prefix = ''
-    ignore_index = IGNORED
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         self.families = {
@@ -62,11 +47,6 @@ class JointDense(JointHeads):
         self.background = self.sigmoid  # a softmax has a channel for background
         self._loss_tap = f'{HEAD}.loss_by_feat'
         self._targets_tap = f'{HEAD}.{lead.targets}'
-
-    @staticmethod
-    def labels_of(sample: DetDataSample) -> Tensor:
-        """Classes of all objects of an image, ``(G,)``."""
-        return sample.gt_instances.labels
 
     def taps(self, name: str) -> tuple[str, ...]:
         """Paths to tap in a network: its predictions and, in the first, the target assignment."""
@@ -101,24 +81,6 @@ class JointDense(JointHeads):
             boxes=_decode(targets) if boxes else None,
         )
 
-    def predict(
-        self,
-        networks: Mapping[str, SingleStageDetector],
-        inputs: Mapping[str, Tensor],
-        data_samples: Mapping[str, list[DetDataSample]],
-        weights: Tensor,
-    ) -> list[DetDataSample]:
-        """The ensemble's predictions, by NMS over all networks' boxes."""
-        predicted = {
-            name: network.predict(inputs[name], [shallow_copy(x) for x in data_samples[name]])
-            for name, network in networks.items()
-        }
-        factors, test_cfg = weights.tolist(), networks[self.first].bbox_head.test_cfg
-        together = data_samples[self.first]
-        for sample, *own in zip(together, *predicted.values(), strict=True):
-            sample.pred_instances = merge([x.pred_instances for x in own], factors, test_cfg)
-        return with_networks(together, predicted)
-
 
 def _arguments(taps: Taps, path: str) -> tuple:
     return taps[path].args
@@ -128,29 +90,3 @@ def _decode(targets: DenseTargets) -> JointBoxes:
     """Boxes of the positive units."""
     boxes = tuple(head.decode(*targets.index) for head in targets.outputs.values())
     return JointBoxes(boxes, targets.boxes, targets.lead.strides[targets.index[1]])
-
-
-def merge(
-    predictions: list[InstanceData], weights: Sequence[float], test_cfg: dict
-) -> InstanceData:
-    """Merge several detectors' boxes of one image, as mmdet's test-time augmentation does.
-
-    Args:
-        predictions: Predictions of each network, with ``bboxes``, ``scores`` and ``labels``.
-        weights: Weights of the networks. Scores are multiplied by weight / largest weight; boxes of
-            a network of weight 0 or less do not count.
-        test_cfg: ``test_cfg`` of a detector, with ``nms`` and perhaps ``max_per_img``.
-
-    Returns:
-        The merged predictions, with the same three fields.
-    """
-    largest = max(weights)
-    counted = [(own, w / largest) for own, w in zip(predictions, weights, strict=True) if w > 0]
-    boxes, labels = (torch.cat([own[key] for own, _ in counted]) for key in ('bboxes', 'labels'))
-    scores = torch.cat([own.scores * weight for own, weight in counted])
-    if not len(boxes):
-        return predictions[0][:0]
-    kept, places = batched_nms(boxes, scores, labels, test_cfg['nms'])
-    most = test_cfg.get('max_per_img', -1)
-    places = places[:most] if most > 0 else places
-    return InstanceData(bboxes=boxes[places], scores=kept[: len(places), -1], labels=labels[places])

@@ -46,6 +46,8 @@ class QueryFamily(ABC):
 
     loss_methods: ClassVar[tuple[str, ...]]
     """Methods that a subclass of the registered class must not override."""
+    assigner_key: ClassVar[str] = 'train_cfg.assigner'
+    """Key of a model's config that says how queries are matched, for errors."""
     taps: tuple[str, ...]
     loss_tap: str
     teacher_tap: str
@@ -54,6 +56,11 @@ class QueryFamily(ABC):
         self.model: Any = model
         self.path = path
         self.head: Any = head
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        """Whether the rest of the model is as this family reads it."""
+        return True
 
     @property
     def num_classes(self) -> int:

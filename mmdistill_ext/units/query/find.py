@@ -30,7 +30,7 @@ def find_queries(model: nn.Module, path: str, key: str) -> QueryFamily:
         path, head = f'{path}.{len(head) - 1}', head[-1]
     family = QUERY_FAMILIES.find(head) if method == 'forward' else None
     family = QUERY_FAMILIES.find(head, family.loss_methods) if family else None
-    if family is None:
+    if family is None or not family.fits(model):
         raise ValueError(
             f'`{key}` should lead to the head of a DETR, Deformable DETR, DINO, DDQ or Sparse '
             f"R-CNN, or to a subclass with their matching and loss. Found '{path}', a "
@@ -40,7 +40,7 @@ def find_queries(model: nn.Module, path: str, key: str) -> QueryFamily:
     if not found.has_assigner:
         raise ValueError(
             f"`{key}` should lead to a head that can match queries: the model's config should have "
-            f"`train_cfg` with an `assigner`. Found none in '{path}'."
+            f"`{family.assigner_key}`. Found none for '{path}'."
         )
     return found
 

@@ -6,8 +6,9 @@ from mmengine.structures import InstanceData
 
 from mmdistill_ext.distillers.build import build_model
 from mmdistill_ext.taps import Taps
-from mmdistill_ext.units.dense.joint import JointDense, merge
+from mmdistill_ext.units.dense.joint import JointDense
 from mmdistill_ext.units.dense.outputs import DenseOutputs, DenseTargets
+from mmdistill_ext.units.joint_detectors import merge
 from tests import tiny_det
 
 POINTS = (8, 16, 32)

@@ -29,7 +29,9 @@ class Sparse(QueryFamily):
     """
 
     loss_methods = ('get_targets', 'loss_and_target')
+    assigner_key = 'train_cfg.rcnn'
     roi_methods = ('loss', 'bbox_loss', '_bbox_forward')
+    """Methods of the RoI head that should be those of Sparse R-CNN."""
 
     def __init__(self, model: nn.Module, path: str, head: nn.Module) -> None:
         super().__init__(model, path, head)
@@ -39,6 +41,12 @@ class Sparse(QueryFamily):
         self.taps = (self.loss_tap,)
         self.teacher_tap = 'extract_feat'
 
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        """Whether the RoI head refines its queries as Sparse R-CNN's does."""
+        head = type(getattr(model, 'roi_head', None))
+        return all(same_method(head, SparseRoIHead, name) for name in cls.roi_methods)
+
     @property
     def predicts(self) -> bool:
         """Whether it is the last stage."""
@@ -46,11 +54,8 @@ class Sparse(QueryFamily):
 
     @property
     def has_assigner(self) -> bool:
-        """The stages have assigners: the model has a ``train_cfg``; and they are mmdet's."""
-        same = all(
-            same_method(type(self.roi_head), SparseRoIHead, name) for name in self.roi_methods
-        )
-        return same and bool(self.roi_head.bbox_assigner)
+        """The stages have assigners: the model has a ``train_cfg``."""
+        return bool(self.roi_head.bbox_assigner)
 
     def trained(self, taps: Taps, samples: Sequence[DetDataSample]) -> Queries:
         """The queries of the stage, from the arguments of its loss."""

@@ -1,0 +1,122 @@
+"""Units of several two-stage detectors: proposals of the first (COL-8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmdet.models.detectors import BaseDetector
+from mmdet.structures import DetDataSample
+from torch import nn
+
+from mmdistill_ext.taps import Taps
+from mmdistill_ext.units.joint import JointBoxes, JointUnits
+from mmdistill_ext.units.joint_detectors import JointDetectors
+from mmdistill_ext.units.roi.heads import BoxHead
+from mmdistill_ext.units.roi.sampled import SampledRoIs
+
+HEAD, FEATURES = 'roi_head.bbox_head', 'extract_feat'
+
+
+class JointRoIs(JointDetectors):
+    """Joins the box heads of several two-stage detectors, RoI by RoI of the first network.
+
+    Every network looks at the proposals that the first network sampled for its own loss (in a
+    cascade, for its last stage), in features of its own; their labels are those of the first
+    network's assignment. For the other networks that is a second run of the box head, so BatchNorm
+    in a box head counts these RoIs too. The ensemble's prediction is an NMS over the boxes of all
+    networks, with the ``test_cfg`` of the first; masks come with their boxes.
+
+    Args:
+        networks: Name -> an mmdet two-stage detector.
+
+    Raises:
+        ValueError: The heads cannot be joined; the message says why and what can.
+    """
+
+    sigmoid = False
+    background = False  # a softmax has a channel for background
+
+    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+        self.heads = {
+            name: BoxHead(network, HEAD, f'students.{name}', trains=True)
+            for name, network in networks.items()
+        }
+        self.first, lead = next(iter(self.heads.items()))
+        self.num_classes = lead.head.num_classes
+        self.has_boxes = all(head.reader.has_boxes for head in self.heads.values())
+        for name, head in self.heads.items():
+            if getattr(networks[name], 'with_panoptic_fusion_head', False):
+                raise ValueError(
+                    f'`students.{name}` should predict boxes: the panoptic maps of several '
+                    f'networks cannot be merged. Found {type(networks[name]).__name__}.'
+                )
+            if not head.roi_head.bbox_assigner:
+                raise ValueError(
+                    f'`students.{name}` should have a `train_cfg` with an assigner. Found none.'
+                )
+            if head.head.num_classes != self.num_classes:
+                raise ValueError(
+                    'The networks should have the same `num_classes` (`students`). Found '
+                    f"{self.num_classes} in '{self.first}', {head.head.num_classes} in '{name}'."
+                )
+
+    def taps(self, name: str) -> tuple[str, ...]:
+        """Paths to tap: sampling and loss of the first network, the features of the others."""
+        head = self.heads[name]
+        return (head.sampled_tap, head.targets_tap) if name == self.first else (FEATURES,)
+
+    def __call__(
+        self,
+        taps: Mapping[str, Taps],
+        data_samples: Mapping[str, list[DetDataSample]],
+        boxes: bool = True,
+    ) -> JointUnits:
+        """Build the units of one step from the tapped calls (COL-8).
+
+        Args:
+            taps: Name -> records of that network's step.
+            data_samples: Name -> the batch's data samples.
+            boxes: The boxes are needed too; finding the positive RoIs is a host sync.
+
+        Raises:
+            ValueError: The networks' images have different sizes.
+        """
+        self._check(data_samples)
+        sampled = SampledRoIs(self.heads[self.first], taps[self.first])
+        outputs = {}
+        for name, head in self.heads.items():
+            if name == self.first:
+                outputs[name] = sampled.call.scores, sampled.call.boxes
+            else:
+                found = head.run(taps[name][FEATURES], sampled.call.rois)
+                outputs[name] = found['cls_score'], found['bbox_pred']
+        return JointUnits(
+            logits=tuple(sampled.logits(self.heads[name], x[0]) for name, x in outputs.items()),
+            labels=sampled.labels,
+            align_corners=(False,) * len(outputs),
+            boxes=JointBoxes(
+                tuple(sampled.decode(self.heads[name], x[1]) for name, x in outputs.items()),
+                sampled.target_boxes,
+                sampled.scale,
+            )
+            if boxes
+            else None,
+        )
+
+    def test_cfg(self, network: BaseDetector) -> Mapping[str, Any]:
+        """The ``test_cfg`` of the RoI head."""
+        return network.roi_head.test_cfg
+
+    def _check(self, data_samples: Mapping[str, list[DetDataSample]]) -> None:
+        sizes = {
+            name: [tuple(sample.metainfo['img_shape'][:2]) for sample in samples]
+            for name, samples in data_samples.items()
+        }
+        different = [name for name, found in sizes.items() if found != sizes[self.first]]
+        if different:
+            raise ValueError(
+                'The networks should see images of the same sizes: they look at the same '
+                f"proposals. Found {sizes[self.first]} for '{self.first}', "
+                f"{sizes[different[0]]} for '{different[0]}'."
+            )
