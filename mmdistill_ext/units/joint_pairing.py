@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from torch import nn
 
@@ -37,7 +37,7 @@ def pair_networks(networks: Mapping[str, nn.Module]) -> JointHeads:
     )
 
 
-def _kinds() -> Iterator[tuple[tuple[type[nn.Module], ...], type[JointHeads]]]:
+def _kinds() -> Iterator[tuple[tuple[type[nn.Module], ...], Callable[..., JointHeads]]]:
     """Classes of models -> what joins their heads; the first that fits all networks does."""
     if has_framework('mmseg'):
         from mmseg.models.segmentors import EncoderDecoder

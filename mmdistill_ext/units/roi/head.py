@@ -48,11 +48,12 @@ class RoIHead:
         if isinstance(self.head, nn.ModuleList):  # stages of a cascade
             path = f'{path}.{len(self.head) - 1}'
             self.head = self.head[-1]
-        self.path, self.roi_head = path, getattr(model, 'roi_head', None)
+        self.path = path
+        self.roi_head: Any = getattr(model, 'roi_head', None)
         self.stage = stage_of(path)
         family = self._family(trains)
         reader = self._reader() if method == 'forward' else None
-        if family is None or reader is None:
+        if family is None or reader is None or self.roi_head is None:
             raise ValueError(
                 f'`{key}` should lead to one of {self.heads}, or to a subclass with their targets '
                 f'and loss, in one of {ROI_FAMILIES}. Found {path!r}, a {type(self.head).__name__} '

@@ -27,5 +27,7 @@ class DDQ(DETR):
         kept = self.head.cache_dict
         masks = [kept['distinct_query_mask'][-1][i * kept['num_heads']][0] for i in range(images)]
         scores, boxes = super().last_layer(outputs, images)
-        pick = zip(scores, masks, strict=True), zip(boxes, masks, strict=True)
-        return tuple([values[mask] for values, mask in part] for part in pick)
+        return (
+            [values[mask] for values, mask in zip(scores, masks, strict=True)],
+            [values[mask] for values, mask in zip(boxes, masks, strict=True)],
+        )

@@ -36,7 +36,12 @@ class DETR(QueryFamily):
     denoising queries are not.
     """
 
-    loss_methods = ('loss_by_feat', 'loss_by_feat_single', 'get_targets', '_get_targets_single')
+    loss_methods: ClassVar[tuple[str, ...]] = (
+        'loss_by_feat',
+        'loss_by_feat_single',
+        'get_targets',
+        '_get_targets_single',
+    )
     layer_methods: ClassVar[tuple[str, ...]] = ('loss_by_feat_single',)
     """Methods of the head that form the losses of one layer, after matching its queries."""
     other_losses: ClassVar[tuple[str, ...]] = ('dn_loss',)
@@ -83,7 +88,7 @@ class DETR(QueryFamily):
         self, outputs: Sequence[Tensor], images: int
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Scores ``(Q_i, C)`` and boxes ``(Q_i, 4)`` of each image, from what the head returned."""
-        return outputs[0][-1], outputs[1][-1]
+        return list(outputs[0][-1]), list(outputs[1][-1])
 
     def own_losses(self, losses: Mapping[str, Any]) -> dict[str, Any]:
         """All losses, without those on other than matched queries."""
