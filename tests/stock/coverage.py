@@ -7,18 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs/coverage.md'
-INTRO = """# What distils
-
-One stock config for each kind of head that MMSegmentation and MMDetection ship, shrunk, with a teacher of the same kind and another width, for one training step of everything named in the columns. `python -m tests.stock.coverage` runs them and writes this page; the tests run them again and compare.
-
-- **classes**, **boxes**, **masks**, **pixels**: `KDLoss` and `SelectiveLoss` on the head that predicts (SEL, plain KD), its boxes (`box=...`), its mask head;
-- **FIT**: the split of the head's own loss by unit;
-- **features**: a loss of the backbone's maps, with a connector;
-- **together**: two networks without a teacher (`CollaborativeDistiller`);
-- **learns from**: whose teachers the head can have, by the default heads.
-
-A number says why not, below the table: that is the error at the start of such a run.
-"""
+INTRO = (
+    '# What distils\n\n'
+    'One stock config for each kind of head that MMSegmentation and MMDetection ship, shrunk, with '
+    'a teacher of the same kind and another width, for one training step of everything named in '
+    'the columns. `python -m tests.stock.coverage` runs them and writes this page; the tests run '
+    'them again and compare.\n\n'
+    '- **classes**, **boxes**, **masks**, **pixels**: `KDLoss` and `SelectiveLoss` on the head '
+    'that predicts, `KDLoss` with `box=...`, and on the mask head;\n'
+    "- **fit**: FIT, the head's own loss split by unit;\n"
+    "- **features**: a loss of the backbone's maps, with a connector;\n"
+    '- **together**: two networks without a teacher (`CollaborativeDistiller`);\n'
+    '- **learns from**: whose teachers the head can have, by the default heads.\n\n'
+    'A number says why not, below the table: that is the error at the start of such a run.\n'
+)
 
 
 def main() -> None:
