@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 from pathlib import Path
@@ -160,9 +161,12 @@ def check_checkpoint(model: BaseModel, source: str, key: str, partial: bool = Fa
 
 
 def leave_process_group() -> None:
-    """End the work with other processes, at the end of a run.
+    """End the work with other processes, when the runner of a distributed run is not used any more.
 
-    A process that exits with the group alive may be aborted by the threads of gloo.
+    A runner holds its model in circles, the model's wrapper holds the group, and a group that is
+    alive has threads. A process that exits with them is aborted now and then, after all its work.
     """
     if dist.is_available() and dist.is_initialized():
+        dist.barrier()  # nobody closes a connection that another process waits for
         dist.destroy_process_group()
+        gc.collect()

@@ -78,6 +78,13 @@ def check_start(runner: Runner) -> None:
         cli.check_checkpoint(runner.model, source, key, partial=not resume)
 
 
+def train(cfg: Config) -> None:
+    """Build the runner, check what it starts from, train."""
+    runner = cli.build_runner(cfg)
+    check_start(runner)
+    runner.train()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train."""
     args = parse_args(argv)
@@ -91,9 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with locked(cfg.work_dir) if alone else nullcontext():
         if args.resume is not None or (cfg.get('resume') and cfg.get('load_from') is None):
             use_resume(cfg, args.resume or 'auto')
-        runner = cli.build_runner(cfg)
-        check_start(runner)
-        runner.train()
+        train(cfg)
     cli.leave_process_group()
 
 
