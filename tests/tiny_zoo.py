@@ -228,7 +228,7 @@ def crowd(model: nn.Module) -> tuple[torch.Tensor, list]:
 
 def distil(
     folder: Path,
-    name: str,
+    name: dict | str,
     losses: dict,
     teacher: dict | str | None = None,
     fit: dict | None = None,
@@ -239,14 +239,14 @@ def distil(
 
     Args:
         folder: Where the teacher is saved.
-        name: Of the student.
+        name: Name or config of the student.
         losses: The distiller's.
         teacher: Name or config of the teacher; as the student when not given.
         fit: The distiller's.
         seeds: Of student and teacher.
         changes: To the student's config.
     """
-    cfg = config(name, **changes)
+    cfg = config(name, **changes) if isinstance(name, str) else name
     teacher = config(teacher or name) if isinstance(teacher, str | None) else teacher
     path = folder / 'teacher.pth'
     meta = dict(dataset_meta=dict(classes=tiny_det.CLASSES))

@@ -51,7 +51,8 @@ class BoxRegions:
     """Boxes that are one unit each, or hold a map of units; painted as one map.
 
     A unit covers its box; a map ``(h, w)`` is enlarged to its box. Where boxes overlap, the teacher
-    wins if it wins most of them.
+    wins if it wins most of them. Units of image ``i + k * images`` lie in image ``i``, at which
+    the student looks several times.
     """
 
     size: tuple[int, int]  # of the batch's images, in pixels
@@ -66,7 +67,7 @@ class BoxRegions:
             wins, valid = wins[self.index][:, None, None], valid[self.index][:, None, None]
         limit = self.boxes.new_tensor(self.size).flip(0).repeat(2)
         corners = self.boxes.clamp(min=0).minimum(limit).round().long().tolist()
-        places = zip(self.index[0].tolist(), corners, wins, valid, strict=True)
+        places = zip((self.index[0] % self.images).tolist(), corners, wins, valid, strict=True)
         for image, (left, top, right, bottom), won, known in places:
             if right <= left or bottom <= top:
                 continue

@@ -87,8 +87,20 @@ HOURGLASS = dict(channels=(256, 256), strides=(4, 4), size=256)
 SSD = dict(channels=(512, 1024), strides=(8, 16), size=300)
 SEMANTIC = {'roi_head.semantic_head.num_classes': 5}
 RELAY = {'roi_head.feat_relay_head.in_channels': 64}
+POSITIVE = {'train_cfg.rcnn.sampler.add_gt_as_proposals': True}
 PLAIN_ROI = {'roi_head.bbox_roi_extractor.roi_layer.use_torchvision': False}
-MASKS = ('mask', 'ins', 'panoptic', 'htc', 'scnet', 'solo', 'yolact', 'point-rend', 'grid')
+MASKS = (
+    'mask',
+    'ms-rcnn',
+    'ins',
+    'panoptic',
+    'htc',
+    'scnet',
+    'solo',
+    'yolact',
+    'point-rend',
+    'grid',
+)
 """Parts of the names of configs that load masks."""
 STOCK = (
     # single-stage: anchors and points
@@ -160,7 +172,7 @@ STOCK = (
     Stock('htc/htc_r50_fpn_1x_coco.py', changes=SEMANTIC),
     Stock('htc/htc-without-semantic_r50_fpn_1x_coco.py'),
     Stock('scnet/scnet_r50_fpn_1x_coco.py', changes={**SEMANTIC, **RELAY}),
-    Stock('tridentnet/tridentnet_r50-caffe_1x_coco.py', C4),
+    Stock('tridentnet/tridentnet_r50-caffe_1x_coco.py', C4, changes=POSITIVE),
     Stock('crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman.py', changes=PLAIN_ROI),
     # queries
     Stock('sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py'),
@@ -194,6 +206,8 @@ def config(stock: Stock, width: int = 1) -> ConfigDict:
         width: Factor of the channels between the backbone and what follows it.
     """
     cfg = resolve_model_cfg(f'mmdet::{stock.config}')
+    if stock.channels == C4:  # no neck takes another width
+        width = 1
     backbone = cfg.backbone
     cfg.backbone = dict(
         type='StockBackbone',

@@ -41,8 +41,6 @@ def vary(base, variant=None):
         cfg.roi_head.bbox_head.loss_cls = dict(type='EQLV2Loss', num_classes=3)
     elif variant == 'classes':
         tiny_zoo._shrink(cfg, dict(num_classes=4))
-    elif variant == 'trident':
-        cfg.roi_head.update(type='TridentRoIHead', num_branch=3, test_branch_idx=1)
     return cfg
 
 
@@ -101,7 +99,6 @@ def test_pairs(student, teacher, head, teacher_head, kind, prefix, predicts, mod
         ('faster', 'faster', f'{BOX}.loss', BOX, '`a.head`.*a Shared2FCBBoxHead'),
         ('dino', 'dino', 'bbox_head.loss', 'bbox_head', '`a.head`.*a DINOHead'),
         ('faster untrained', 'faster', None, None, 'should have an assigner.*train_cfg'),
-        ('faster trident', 'faster', None, None, '`a.head`.*in a TridentRoIHead'),
         ('faster sigmoid', 'faster', None, None, '`a.head`.*box head.*one softmax.*CrossEntr'),
         ('faster', 'faster sigmoid', None, None, '`a.teacher_head`.*one softmax.*CrossEntr'),
         ('faster', 'faster eql', None, None, 'one softmax.*Found EQLV2Loss'),

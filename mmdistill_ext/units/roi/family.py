@@ -45,6 +45,16 @@ class RoIFamily:
     def __init__(self, roi_head: nn.Module) -> None:
         self.roi_head: Any = roi_head
 
+    @property
+    def looks(self) -> int:
+        """How often a student sees each image: the batch's images come so many times, in turn."""
+        return 1
+
+    @property
+    def teaches(self) -> bool:
+        """Whether a teacher looks at each image once."""
+        return True
+
     def predicts(self, stage: tuple[int, ...]) -> bool:
         """Whether the detector predicts with the head of this stage."""
         return True

@@ -49,6 +49,11 @@ class RoIHeadPair(DetectorPair):
                 f"The student's RoI head should have an assigner (`{key}`): its config needs "
                 '`train_cfg`. Found none.'
             )
+        if not self.teacher.family.teaches:
+            raise ValueError(
+                f'`{key}` needs a teacher that looks at each image once: name a '
+                '`test_branch_idx` in its backbone and RoI head. Found -1.'
+            )
         self.heads = self.student.path, self.teacher.path
         own, other = self.head.num_classes, self.teacher.head.num_classes
         if own != other:

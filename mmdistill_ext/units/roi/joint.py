@@ -51,6 +51,11 @@ class JointRoIs(JointDetectors):
                     f'`students.{name}` should predict boxes: the panoptic maps of several '
                     f'networks cannot be merged. Found {type(networks[name]).__name__}.'
                 )
+            if head.family.looks > 1:
+                raise ValueError(
+                    f'`students.{name}` should see each image once, as the others do. Found '
+                    f'{type(networks[name]).__name__}, with {head.family.looks} looks.'
+                )
             if not head.roi_head.bbox_assigner:
                 raise ValueError(
                     f'`students.{name}` should have a `train_cfg` with an assigner. Found none.'

@@ -45,7 +45,5 @@ class MaskPair(RoIHeadPair):
             labels=step.labels,
             ignore_index=IGNORED,
             sigmoid=True,
-            paint=BoxRegions(
-                size_of(step.samples), len(step.samples), (step.images,), step.rois[:, 1:]
-            ),
+            paint=BoxRegions(size_of(step.samples), step.count, (step.images,), step.rois[:, 1:]),
         )

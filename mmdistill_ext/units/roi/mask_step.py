@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmdistill_ext.taps import Call, Taps
 from mmdistill_ext.units.roi.head import RoIHead
+from mmdistill_ext.units.roi.step import in_images
 
 
 class MaskStep:
@@ -33,7 +34,8 @@ class MaskStep:
         samples: list[DetDataSample],
     ) -> None:
         self.student, self.teacher, self.taps = student, teacher, taps
-        self.teacher_call, self.samples = teacher_call, samples
+        self.teacher_call, self.count = teacher_call, len(samples)
+        self.samples = samples * student.family.looks
 
     @cached_property
     def student_call(self) -> dict:
@@ -65,7 +67,7 @@ class MaskStep:
     @torch.no_grad()
     def teacher_logits(self) -> Tensor:
         """The teacher's mask logits for the assigned classes, ``(P, 1, h, w)``, at its own size."""
-        masks = self.teacher.run(self.teacher_call, self.rois)['mask_preds']
+        masks = self.teacher.run(self.teacher_call, in_images(self.rois, self.count))['mask_preds']
         return self._of_class(self.teacher.head, masks)
 
     def _of_class(self, head: nn.Module, masks: Tensor) -> Tensor:

@@ -78,7 +78,5 @@ class RoIPair(RoIHeadPair):
             ignore_index=IGNORED,
             sigmoid=False,
             boxes=boxes,
-            paint=BoxRegions(
-                size_of(step.samples), len(step.samples), step.index, step.target_boxes
-            ),
+            paint=BoxRegions(size_of(step.samples), step.images, step.index, step.target_boxes),
         )

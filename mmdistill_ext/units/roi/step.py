@@ -35,7 +35,8 @@ class RoIStep(SampledRoIs):
         samples: list[DetDataSample],
     ) -> None:
         super().__init__(student, taps)
-        self.teacher, self.teacher_call, self.samples = teacher, teacher_call, samples
+        self.teacher, self.teacher_call, self.images = teacher, teacher_call, len(samples)
+        self.samples = samples * student.family.looks
 
     @cached_property
     def truth(self) -> list[Truth]:
@@ -46,7 +47,7 @@ class RoIStep(SampledRoIs):
     @torch.no_grad()
     def teacher_outputs(self) -> dict[str, Any]:
         """The teacher's scores ``(n, ...)`` and box predictions for the student's RoIs."""
-        return self.teacher.run(self.teacher_call, self.call.rois)
+        return self.teacher.run(self.teacher_call, in_images(self.call.rois, self.images))
 
     @property
     def student_logits(self) -> Tensor:
@@ -69,3 +70,8 @@ class RoIStep(SampledRoIs):
     def teacher_boxes(self) -> Tensor:
         """The teacher's boxes of the positive RoIs, for their classes, ``(P, 4)``."""
         return self.decode(self.teacher, self.teacher_outputs['bbox_pred'])
+
+
+def in_images(rois: Tensor, images: int) -> Tensor:
+    """RoIs ``(n, 5)`` of a student that sees ``images`` several times, in one look at them."""
+    return torch.cat((rois[:, :1] % images, rois[:, 1:]), 1)

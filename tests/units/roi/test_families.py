@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.pairing import pair_heads
 from tests import tiny_zoo
+from tests.stock import detectors  # noqa: F401  (registers StockBackbone)
 
 BOX, MASK = 'roi_head.bbox_head', 'roi_head.mask_head'
 KD = dict(type='KDLoss', average='positive', box=dict(distance='iou'))
@@ -187,6 +188,42 @@ def test_own_losses_are_split_and_summed_up(name, by, models):
         assert hard > 0 or by == 'image'
     for key, value in without.gradients.items():
         assert value is None or torch.equal(steps[1.0].gradients[key], value), key
+
+
+def trident(test_branch=1):
+    """A TridentNet whose branches are equal."""
+    cfg = tiny_zoo.config('faster')
+    backbone = dict(type='StockBackbone', channels=(8, 16, 32, 64), strides=(4, 8, 16, 32))
+    cfg.type, cfg.backbone = 'TridentFasterRCNN', dict(backbone, repeat=3)
+    cfg.roi_head.update(type='TridentRoIHead', num_branch=3, test_branch_idx=test_branch)
+    return cfg
+
+
+def test_all_branches_of_trident_learn_from_one_look_of_the_teacher(tmp_path):
+    cfg = trident()
+    model = tiny_zoo.distil(tmp_path, cfg, LOSSES, cfg, seeds=(11, 11))
+    found = tiny_zoo.step(model, tiny_zoo.batch(model))
+    units = found.units[0]
+    assert len(units.labels) == 9
+    assert (units.labels >= 0).any(1).all()
+    assert abs(found.logged['bbox.loss_kd']) < 1e-5
+    assert abs(found.logged['bbox.loss_kd_box']) < 1e-5
+    assert len(units.boxes.target) > 9
+    won, known = units.paint(units.labels >= 0, units.labels >= 0)['']
+    assert won.shape == known.shape == (3, 64, 96)
+    for image in (0, 2):
+        assert torch.equal(won[image], known[image])
+        assert won[image].any()
+    with pytest.raises(ValueError, match='`fit` cannot split the losses of a TridentRoIHead'):
+        model.distillation.terms[0].pair.fused_loss('fit')
+
+
+def test_a_trident_teacher_looks_once():
+    student, teacher = (tiny_zoo.build(x, 0) for x in (tiny_zoo.config('faster'), trident()))
+    assert pair_heads(student, teacher, None, None, 'a').heads == (BOX, BOX)
+    teacher.roi_head.test_branch_idx = -1
+    with pytest.raises(ValueError, match='`a` needs a teacher that looks at each image once'):
+        pair_heads(student, teacher, None, None, 'a')
 
 
 @pytest.mark.parametrize('name', UNSPLIT)
