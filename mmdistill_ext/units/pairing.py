@@ -174,9 +174,10 @@ def _add_segmenters() -> None:
 def _add_detectors() -> None:
     from mmdet.models.detectors import SingleStageDetector, SparseRCNN, TwoStageDetector
     from mmdet.models.detectors.base_detr import DetectionTransformer
-    from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+    from mmdet.models.roi_heads.mask_heads import DynamicMaskHead, FCNMaskHead
 
     from mmdistill_ext.units.dense.pair import DensePair
+    from mmdistill_ext.units.query.mask_pair import QueryMaskPair
     from mmdistill_ext.units.query.pair import QueryPair
     from mmdistill_ext.units.roi.mask_pair import MaskPair
     from mmdistill_ext.units.roi.pair import RoIPair
@@ -185,5 +186,6 @@ def _add_detectors() -> None:
     register_pair(SingleStageDetector, 'a single-stage detector', head=box)(DensePair)
     register_pair(DetectionTransformer, 'a DETR', head=box)(QueryPair)
     register_pair(SparseRCNN, 'a Sparse R-CNN', head=f'roi_head.{box}')(QueryPair)
+    register_pair(SparseRCNN, 'a QueryInst', head_type=DynamicMaskHead)(QueryMaskPair)
     register_pair(TwoStageDetector, two_stage, head=f'roi_head.{box}')(RoIPair)
     register_pair(TwoStageDetector, two_stage, head_type=FCNMaskHead)(MaskPair)

@@ -96,6 +96,8 @@ def test_pairs(student, teacher, head, teacher_head, kind, prefix, predicts, mod
         ('faster', 'sparse', None, f'{BOX}.0', '`a.teacher_head`.*DIIHead in a SparseRoIHead'),
         ('faster', 'crowd', None, None, 'a MultiInstanceBBoxHead in a .*FeatureLoss.*any head'),
         ('mask', 'queryinst', MASK, None, 'a DynamicMaskHead in a SparseRoIHead.*any head'),
+        ('queryinst', 'mask', MASK, None, '`teacher.model`.*a QueryInst as.*Found MaskRCNN'),
+        ('queryinst', 'sparse', MASK, None, "`a.teacher_head`.*no 'mask_head'"),
         ('faster', 'faster', f'{BOX}.loss', BOX, '`a.head`.*a Shared2FCBBoxHead'),
         ('dino', 'dino', 'bbox_head.loss', 'bbox_head', '`a.head`.*a DINOHead'),
         ('faster untrained', 'faster', None, None, 'should have an assigner.*train_cfg'),

@@ -151,3 +151,55 @@ def test_own_losses_are_split_and_summed_up(name, by, models):
             for k in own:
                 assert torch.equal(found.losses[k], without.losses[k]), k
     assert hard > 0
+
+
+MASK = dict(type='KDLoss', head='roi_head.mask_head')
+
+
+def test_masks_are_compared_in_the_students_boxes(tmp_path):
+    model = tiny_zoo.distil(tmp_path, 'queryinst', dict(m=MASK), seeds=SEEDS)
+    data = batch(model)
+    path = 'roi_head.mask_head.1'
+    with Taps(model, dict(own=f'{path}.loss_and_target', targets=f'{path}.get_targets')) as taps:
+        found = tiny_zoo.step(model, data)
+        call, targets = taps['own'].kwargs, taps['targets'].output
+    (units,) = found.units
+    results = call['sampling_results']
+    classes = torch.cat([result.pos_gt_labels for result in results])
+    rows = torch.arange(len(classes))
+    assert torch.equal(units.student[:, 0], call['mask_preds'][rows, classes])
+    assert torch.equal(units.labels.float(), targets.round())
+    assert len(classes) == 4
+    student, teacher = units.student.detach().double(), units.teacher.double()
+    loss = torch.nn.functional.binary_cross_entropy_with_logits
+    expected = loss(student, teacher.sigmoid()) - loss(teacher, teacher.sigmoid())
+    assert found.logged['mask_1.loss_m'] == pytest.approx(expected.item(), rel=1e-3)
+    assert any(g is not None and g.any() for k, g in found.gradients.items() if 'mask_head.1' in k)
+
+
+def test_masks_of_a_student_that_is_its_teacher(tmp_path):
+    losses = dict(LOSSES, m=MASK)
+    model = tiny_zoo.distil(tmp_path, 'queryinst', losses, seeds=(1, 1))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    teacher = model.distillation.teacher.model
+    with Taps(teacher, dict(run='roi_head._bbox_forward')) as taps:
+        found = tiny_zoo.step(model, batch(model))
+        assert len(taps.all('run')) == 2  # once per stage, for boxes and masks
+    assert abs(found.logged['mask_1.loss_m']) < 1e-5
+    assert not found.units[-1].teacher.requires_grad
+    empty = tiny_zoo.step(model, tiny_zoo.batch(model, boxes=False))
+    assert empty.logged['mask_1.loss_m'] == 0
+    with pytest.raises(ValueError, match='`fit` cannot split the loss of a DynamicMaskHead'):
+        model.distillation.terms[-1].pair.fused_loss('fit')
+
+
+def test_masks_without_a_query_of_the_teacher_are_ignored(tmp_path):
+    few = tiny_zoo.config('queryinst')
+    few.rpn_head.num_proposals = 1
+    model = tiny_zoo.distil(tmp_path, 'queryinst', dict(m=MASK), few, seeds=SEEDS)
+    (units,) = tiny_zoo.step(model, batch(model)).units
+    known = (units.labels >= 0).flatten(1).all(1)
+    assert known.sum() == 2  # one of three objects, none, and one of one
+    assert (units.labels[~known] == units.ignore_index).all()

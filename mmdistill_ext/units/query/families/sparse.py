@@ -65,15 +65,15 @@ class Sparse(QueryFamily):
 
     @torch.no_grad()
     def predicted(self, call: Call, samples: Sequence[DetDataSample]) -> Queries:
-        """The queries of the stage, run as for a prediction, matched by the stage's assigner."""
-        features, metas = call.output, [sample.metainfo for sample in samples]
-        proposals = self.model.rpn_head.predict(features, samples)
-        boxes = [found.bboxes for found in proposals]
-        queries = torch.stack([found.features for found in proposals])
-        for stage in range(self.stage + 1):
-            found = self.roi_head._bbox_forward(stage, features, bbox2roi(boxes), queries, metas)
-            boxes, queries = found['detached_proposals'], found['object_feats']
-        scores, corners = found['cls_score'], full_precision(torch.stack(list(boxes)))
+        """The queries of the stage, matched by the stage's assigner; once for all who want it."""
+        key = f'queries_{self.stage}'
+        if key not in call.derived:
+            call.derived[key] = self._matched(self.run(call, samples), samples)
+        return call.derived[key]
+
+    def _matched(self, found: dict[str, Any], samples: Sequence[DetDataSample]) -> Queries:
+        scores = found['cls_score']
+        corners = full_precision(torch.stack(list(found['detached_proposals'])))
         objects = []
         for image, sample in enumerate(samples):
             match = self.roi_head.bbox_assigner[self.stage].assign(
@@ -86,6 +86,27 @@ class Sparse(QueryFamily):
             )
             objects.append(match.gt_inds)
         return Queries(scores, corners, objects)
+
+    @torch.no_grad()
+    def run(self, call: Call, samples: Sequence[DetDataSample]) -> dict[str, Any]:
+        """Run the queries as far as the stage, as for a prediction; once for all who want it.
+
+        Args:
+            call: Call of the detector's ``extract_feat``.
+            samples: The batch's data samples, for the sizes of the images.
+        """
+        stages: dict[int, dict[str, Any]] = call.derived.setdefault('query_stages', {})
+        if self.stage not in stages:
+            features, metas = call.output, [sample.metainfo for sample in samples]
+            proposals = self.model.rpn_head.predict(features, samples)
+            boxes = [found.bboxes for found in proposals]
+            queries = torch.stack([found.features for found in proposals])
+            for stage in range(self.stage + 1):
+                rois = bbox2roi(boxes)
+                found = self.roi_head._bbox_forward(stage, features, rois, queries, metas)
+                boxes, queries = found['detached_proposals'], found['object_feats']
+                stages[stage] = found
+        return stages[self.stage]
 
     def own_losses(self, losses: Mapping[str, Any]) -> dict[str, Any]:
         """The losses of the stage, times its weight."""
