@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from mmdet.models.roi_heads.mask_heads import DynamicMaskHead
 from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox2roi
 from torch import Tensor, nn
 
 from mmdistill_ext.taps import Call, Taps, resolve
@@ -66,6 +67,16 @@ class QueryMaskStep(MaskStep):
     ) -> None:
         self.student, self.teacher, self.taps = student, teacher, taps
         self.teacher_call, self.samples = teacher_call, samples
+
+    @cached_property
+    def rois(self) -> Tensor:
+        """Image and corners of the boxes of the matched queries, ``(P, 5)``.
+
+        Where targets of masks are formed on the CPU, mmdet clips the sampled boxes in place.
+        """
+        boxes = self.student.queries.trained(self.taps, self.samples).boxes.detach()
+        results = self.student_call['sampling_results']
+        return bbox2roi([own[x.pos_inds] for own, x in zip(boxes, results, strict=True)])
 
     @cached_property
     def partners(self) -> Tensor:
@@ -136,7 +147,11 @@ class QueryMaskPair(DetectorPair):
             )
         self.heads = self.student.path, self.teacher.path
         self.student_tap = self.student.loss_tap
-        self.student_taps = (self.student_tap, self.student.targets_tap)
+        self.student_taps = (
+            self.student_tap,
+            self.student.targets_tap,
+            *self.student.queries.taps,
+        )
         name = self.student.path.removeprefix('roi_head.').replace('_head', '')
         self.prefix = name.replace('.', '_')
 
