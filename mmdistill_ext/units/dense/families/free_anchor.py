@@ -5,6 +5,7 @@ from mmdet.models.dense_heads import FreeAnchorRetinaHead
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
+from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.taps import Call
 from mmdistill_ext.units.dense.families.bags import assign_bags
 from mmdistill_ext.units.dense.family import DENSE_FAMILIES, Assigned, DenseFamily
@@ -50,6 +51,7 @@ class FreeAnchor(DenseFamily):
 
     def _weights(self, scores: Tensor, deltas: Tensor, anchors: Tensor, truth) -> Tensor:
         """Weights ``(N, G)`` of anchors in the Mean-max of the objects' bags."""
+        scores, deltas = full_precision(scores), full_precision(deltas)
         weights = scores.new_zeros(len(truth), len(anchors))
         if not len(truth):
             return weights.T

@@ -13,8 +13,8 @@ from mmdistill_ext.units.painters import Levels
 class FSAF(DenseFamily):
     """One anchor per location, distances of the sides; each object is learned on its best level.
 
-    Ignored are units with a class that is not trained: those of an object on another level, and in
-    the outer region of an object.
+    Ignored are units with a class that is not trained: units of an object on another level, and
+    background in the outer region of an object.
     """
 
     loss_methods = (*DenseFamily.loss_methods, 'reweight_loss_single')
@@ -35,5 +35,5 @@ class FSAF(DenseFamily):
         kept = torch.cat([call.output[2].view(images, -1) for call in calls], 1)
         elsewhere = (labels < self.num_classes) & ~kept
         labels = labels.where(kept, self.num_classes)
-        classified = (weights > 0).all(-1) & ~elsewhere
+        classified = kept | (weights > 0).all(-1) & ~elsewhere
         return Assigned(labels, (weights > 0).any(-1), boxes, classified)
