@@ -1,5 +1,43 @@
 """The families of mmdet's single-stage heads, one file each."""
 
-from mmdistill_ext.units.dense.families import atss, fcos, gfl, retina, rtmdet, yolox
+from mmdistill_ext.units.dense.families import (
+    atss,
+    autoassign,
+    centernet,
+    ddod,
+    fcos,
+    fovea,
+    free_anchor,
+    fsaf,
+    gfl,
+    guided_anchoring,
+    paa,
+    reppoints,
+    retina,
+    rtmdet,
+    sabl,
+    tood,
+    vfnet,
+    yolox,
+)
 
-__all__ = ['atss', 'fcos', 'gfl', 'retina', 'rtmdet', 'yolox']
+__all__ = [
+    'atss',
+    'autoassign',
+    'centernet',
+    'ddod',
+    'fcos',
+    'fovea',
+    'free_anchor',
+    'fsaf',
+    'gfl',
+    'guided_anchoring',
+    'paa',
+    'reppoints',
+    'retina',
+    'rtmdet',
+    'sabl',
+    'tood',
+    'vfnet',
+    'yolox',
+]
