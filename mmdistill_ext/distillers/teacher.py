@@ -12,7 +12,7 @@ from mmdistill_ext.checkpoint import load_exactly, load_weights
 from mmdistill_ext.distillers.build import build_model
 from mmdistill_ext.distillers.tapped_forward import tapped_forward
 from mmdistill_ext.distillers.teacher_input import TeacherInput
-from mmdistill_ext.isolation import isolated_rng
+from mmdistill_ext.isolation import isolated_rng, training_flags
 from mmdistill_ext.tap_paths import Tap
 from mmdistill_ext.taps import Call
 
@@ -40,6 +40,10 @@ class Teacher(nn.Module):
             patches.
         compile: Run its backbone and neck through ``torch.compile``.
         channels_last: Run it in channels-last memory format (faster convolutions on GPUs).
+
+    Attributes:
+        as_in_training: Paths of modules that compute as in training, without their layers, for the
+            heads that need it (:attr:`HeadPair.teacher_training`).
 
     Raises:
         FileNotFoundError: The checkpoint or the config does not exist.
@@ -69,6 +73,7 @@ class Teacher(nn.Module):
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.compiled = _compile(self.model) if compile else ()
+        self.as_in_training: tuple[str, ...] = ()
         self.input = TeacherInput(self.model, data_preprocessor, patch_size)
         self.train(False)
 
@@ -133,7 +138,8 @@ class Teacher(nn.Module):
         inputs = self.input(inputs, data_samples)
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return tapped_forward(self.model, inputs, data_samples, wanted)
+        with training_flags(self.model.get_submodule(path) for path in self.as_in_training):
+            return tapped_forward(self.model, inputs, data_samples, wanted)
 
 
 def _compile(model: nn.Module) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,8 +12,9 @@ import torch
 from mmdet.models.detectors import BaseDetector
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor
-from torch import Tensor, nn
+from torch import Tensor
 
+from mmdistill_ext.isolation import training_flags
 from mmdistill_ext.taps import Call, Taps
 from mmdistill_ext.units.base import FusedCrossEntropy, SplitRule, Units
 from mmdistill_ext.units.pair import HeadPair
@@ -150,8 +151,8 @@ class DetectorPair(HeadPair):
         """
         batch = student.data_preprocessor(batch, False)
         images = len(batch['data_samples'])
-        modes = _computing_as_in_training(student, self.training_parts)
-        with modes, Taps(student, dict(own=self.student_tap)) as taps:
+        parts = (m for n, m in student.named_modules() if n.split('.')[-1] in self.training_parts)
+        with training_flags([student, *parts]), Taps(student, dict(own=self.student_tap)) as taps:
             student.loss(batch['inputs'], batch['data_samples'])
             total = total_loss(self.own_losses(taps['own'])).float()
         return torch.stack((total * images, torch.full_like(total, images)))
@@ -184,17 +185,3 @@ def ground_truth(data_samples: list[DetDataSample]) -> list[Truth]:
 def size_of(data_samples: list[DetDataSample]) -> tuple[int, int]:
     """Height and width of the batch, padding included."""
     return tuple(data_samples[0].metainfo['batch_input_shape'])
-
-
-@contextmanager
-def _computing_as_in_training(student: nn.Module, parts: Sequence[str]) -> Iterator[None]:
-    """Set ``training`` of the detector and of the named parts, but of none of their layers."""
-    modules = [student, *(m for n, m in student.named_modules() if n.split('.')[-1] in parts)]
-    before = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = True
-        yield
-    finally:
-        for module, mode in zip(modules, before, strict=True):
-            module.training = mode

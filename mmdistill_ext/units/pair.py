@@ -49,6 +49,9 @@ class HeadPair(ABC):
     splits_own: ClassVar[bool] = False
     """The head's own loss is split while the head forms it, by :meth:`split_own`; otherwise a loss
     with ``forms_own_loss`` has to form it."""
+    teacher_training: tuple[str, ...] = ()
+    """Paths of modules of the teacher that compute as in training while it runs, but none of their
+    layers: in eval mode they give no logits."""
     is_detection: ClassVar[bool] = False
     """Units belong to objects: losses are averaged over the positive ones, and labels are in pixels
     of the resized image, whereas label maps keep the size of the original."""

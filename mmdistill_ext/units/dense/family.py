@@ -11,6 +11,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdistill_ext.taps import Call, wrapped
+from mmdistill_ext.units.base import Painter
 from mmdistill_ext.units.painters import Level, Levels
 from mmdistill_ext.units.split.own_loss import OwnLoss
 
@@ -56,6 +57,12 @@ class DenseFamily:
     """Background units train the classifier."""
     needs_assigner = True
     """A head without ``train_cfg.assigner`` cannot assign targets."""
+    has_boxes = True
+    """The head predicts boxes; otherwise classes alone are compared."""
+    unsplit: str | None = None
+    """Why the head's own loss cannot be split (FIT-4), as a clause; None where it can."""
+    teacher_trains = False
+    """As a teacher the head computes as in training: in eval mode it gives no logits."""
     all_rows: tuple[str, ...] = ('loss_cls',)
     """Loss modules with a row for every unit; the others have rows for positive units only."""
 
@@ -101,6 +108,23 @@ class DenseFamily:
         """Anchors of one location at these levels, ``(n, 4)``, of heads with several."""
         anchors = self.head.prior_generator.base_anchors
         return torch.cat([anchors[place] for place in places]).cpu()
+
+    def outputs(self, predicted: Sequence) -> Sequence[Sequence[Tensor]]:
+        """Class logits, box predictions and perhaps more, each level by level.
+
+        Args:
+            predicted: What the head's ``forward`` returned, or what its ``loss_by_feat`` was given.
+        """
+        return predicted
+
+    def painter(self, levels: Levels, size: tuple[int, int]) -> Painter:
+        """What turns wins of the units into maps (SEL-4).
+
+        Args:
+            levels: Where the units lie.
+            size: Height and width of the batch, in pixels.
+        """
+        return levels
 
     def levels(self, sizes: Sequence[tuple[int, int]]) -> Levels:
         """Where the units of all levels lie.

@@ -24,7 +24,7 @@ class DenseOutputs:
     Args:
         family: How the head is read.
         places: The common levels, as indices of the head's.
-        read: Returns what the head's ``forward`` returned.
+        read: Returns what the head's ``forward`` returned, or what its loss was given.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class DenseOutputs:
     @cached_property
     def all_outputs(self) -> Sequence[Sequence[Tensor]]:
         """Class logits, box predictions and perhaps more, each level by level."""
-        return self._read()
+        return self.family.outputs(self._read())
 
     @cached_property
     def all_levels(self) -> Levels:
@@ -100,7 +100,7 @@ class DenseOutputs:
 
     @property
     def _like(self) -> Tensor:
-        return self.all_outputs[1][0].new_zeros((), dtype=torch.float32)
+        return self.all_outputs[0][0].new_zeros((), dtype=torch.float32)
 
 
 class DenseTargets:
