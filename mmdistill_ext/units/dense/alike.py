@@ -13,6 +13,7 @@ from mmdistill_ext.units.dense.family import DENSE_FAMILIES, DenseFamily
 
 RULES = {
     'num_classes': 'the same `num_classes`',
+    'has_boxes': 'both boxes or both none',
     'sigmoid': 'both sigmoid or both softmax scores',
     'priors_per_location': 'as many priors per location: heads with one (ATSS, GFL, FCOS, RTMDet, '
     'YOLOX) pair among each other, RetinaNet with RetinaNet',

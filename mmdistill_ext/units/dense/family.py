@@ -60,7 +60,7 @@ class DenseFamily:
     has_boxes = True
     """The head predicts boxes; otherwise classes alone are compared."""
     unsplit: str | None = None
-    """Why the head's own loss cannot be split (FIT-4), as a clause; None where it can."""
+    """Why FIT cannot split the head's own loss; None where it can."""
     teacher_trains = False
     """As a teacher the head computes as in training: in eval mode it gives no logits."""
     all_rows: tuple[str, ...] = ('loss_cls',)
@@ -109,13 +109,18 @@ class DenseFamily:
         anchors = self.head.prior_generator.base_anchors
         return torch.cat([anchors[place] for place in places]).cpu()
 
-    def outputs(self, predicted: Sequence) -> Sequence[Sequence[Tensor]]:
-        """Class logits, box predictions and perhaps more, each level by level.
+    def read(self, outputs: Sequence[Any]) -> Sequence[Any]:
+        """Bring what the head gave into the form ``(class logits, boxes, ...)``.
 
         Args:
-            predicted: What the head's ``forward`` returned, or what its ``loss_by_feat`` was given.
+            outputs: What ``forward`` returned, perhaps followed by other arguments of
+                ``loss_by_feat``.
+
+        Returns:
+            Maps ``(B, A * channels, H, W)``, level by level: ``score_channels`` logits, and
+            ``box_channels`` numbers that :meth:`decode` takes.
         """
-        return predicted
+        return outputs
 
     def painter(self, levels: Levels, size: tuple[int, int]) -> Painter:
         """What turns wins of the units into maps (SEL-4).
@@ -142,8 +147,8 @@ class DenseFamily:
 
     def flatten(self, maps: Sequence[Tensor], channels: int) -> Tensor:
         """``(B, A * channels, H, W)`` of each level -> ``(B, N, channels)``."""
-        locations = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
-        return locations.view(len(locations), -1, channels)
+        locations = [m.flatten(2).transpose(1, 2) for m in maps]
+        return torch.cat([x.reshape(len(x), -1, channels) for x in locations], 1)
 
     def decode(self, priors: Tensor, strides: Tensor, predicted: Tensor) -> Tensor:
         """Turn box predictions into boxes.

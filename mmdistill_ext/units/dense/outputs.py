@@ -24,7 +24,8 @@ class DenseOutputs:
     Args:
         family: How the head is read.
         places: The common levels, as indices of the head's.
-        read: Returns what the head's ``forward`` returned, or what its loss was given.
+        read: Returns what the head's ``forward`` returned, perhaps followed by other arguments of
+            its ``loss_by_feat``.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class DenseOutputs:
     @cached_property
     def all_outputs(self) -> Sequence[Sequence[Tensor]]:
         """Class logits, box predictions and perhaps more, each level by level."""
-        return self.family.outputs(self._read())
+        return self.family.read(self._read())
 
     @cached_property
     def all_levels(self) -> Levels:

@@ -73,15 +73,16 @@ class DensePair(DetectorPair):
         return ('iou', 'l1', 'distribution') if same else ('iou', 'l1')
 
     def fused_loss(self, key: str) -> None:
-        """None, because the head forms its own loss, which ``fit`` can split (FIT-4).
+        """None: the head forms its own loss, which ``fit`` can split (FIT-4).
 
         Raises:
             ValueError: On ``fuse_task_loss``; on a head whose loss cannot be split.
         """
         if key == 'fit' and self.student.unsplit:
             raise ValueError(
-                f'`{key}` needs a head whose loss is a sum over units: {self.student.unsplit}. '
-                f'Found {type(self.head).__name__}. It learns from a teacher by `losses` alone.'
+                f'`{key}` needs a head whose loss is a sum over units. Found '
+                f'{type(self.head).__name__}: {self.student.unsplit}. Leave `{key}` out: '
+                '`SelectiveLoss` and `KDLoss` work without it.'
             )
         super().fused_loss(key)
 

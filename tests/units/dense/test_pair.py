@@ -10,6 +10,7 @@ from mmengine.structures import InstanceData
 from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.base import Contrast
 from mmdistill_ext.units.boxes import box_ious
+from mmdistill_ext.units.dense.family import DENSE_FAMILIES
 from mmdistill_ext.units.dense.pair import DensePair
 from mmdistill_ext.units.detector_pair import IGNORED
 from tests import tiny_det
@@ -532,7 +533,7 @@ def test_heads_with_another_loss_are_refused():
     cfg = tiny_det.atss()
     cfg['bbox_head']['type'] = 'PAAHead'
     paa, student = tiny_det.build(cfg, 0), tiny_det.build(tiny_det.atss(), 0)
-    names = 'ATSSHead, FCOSHead, GFLHead, RetinaHead, RTMDetHead, YOLOXHead'
+    names = str(DENSE_FAMILIES)
     for models, key in (((paa, student), 'head'), ((student, paa), 'teacher_head')):
         with pytest.raises(ValueError, match=rf'`losses.kd.{key}` .*{names}.*a PAAHead'):
             pair_up(*models)
