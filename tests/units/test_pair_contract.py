@@ -179,6 +179,7 @@ def models(tmp_path_factory):
         if key not in made:
             made[key] = case.build(folder, same)
         made[key].distillation.fit = None
+        tiny_zoo.forget(made[key])
         return made[key]
 
     return get

@@ -57,6 +57,8 @@ class DenseFamily:
     """Background units train the classifier."""
     needs_assigner = True
     """A head without ``train_cfg.assigner`` cannot assign targets."""
+    scores_at = 0
+    """Index of the maps with the class logits in what ``forward`` returns."""
     has_boxes = True
     """The head predicts boxes; otherwise classes alone are compared."""
     unsplit: str | None = None

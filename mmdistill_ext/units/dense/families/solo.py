@@ -26,7 +26,6 @@ class SOLO(DenseFamily):
     teacher_trains = True  # otherwise it suppresses all but local maxima
     unsplit = 'that of a mask belongs to all of its pixels at once'
     scores_at = 1
-    """Index of the class logits in what ``forward`` returns."""
 
     @property
     def sigmoid(self) -> bool:
