@@ -61,7 +61,7 @@ class JointDense(JointHeads):
         self.sigmoid = lead.sigmoid
         self.background = self.sigmoid  # a softmax has a channel for background
         self._loss_tap = f'{HEAD}.loss_by_feat'
-        self._targets_tap = f'{HEAD}.{lead.targets}'
+        self._target_taps = tuple(f'{HEAD}.{name}' for name in lead.taps)
 
     @staticmethod
     def labels_of(sample: DetDataSample) -> Tensor:
@@ -70,7 +70,7 @@ class JointDense(JointHeads):
 
     def taps(self, name: str) -> tuple[str, ...]:
         """Paths to tap in a network: its predictions and, in the first, the target assignment."""
-        return (self._loss_tap, self._targets_tap) if name == self.first else (self._loss_tap,)
+        return (self._loss_tap, *(self._target_taps if name == self.first else ()))
 
     def __call__(
         self,
@@ -93,7 +93,7 @@ class JointDense(JointHeads):
             name: DenseOutputs(family, places, partial(_arguments, taps[name], self._loss_tap))
             for (name, family), places in parts
         }
-        targets = DenseTargets(outputs, lambda: taps[self.first].all(self._targets_tap))
+        targets = DenseTargets(outputs, lambda name: taps[self.first].all(f'{HEAD}.{name}'))
         return JointUnits(
             labels=targets.labels,
             logits=tuple(head.scores for head in outputs.values()),

@@ -24,8 +24,7 @@ class DenseOutputs:
     Args:
         family: How the head is read.
         places: The common levels, as indices of the head's.
-        read: Returns what the head's ``forward`` returned, perhaps followed by other arguments of
-            its ``loss_by_feat``.
+        read: Returns what the head's ``forward`` returned, or what its loss was given.
     """
 
     def __init__(
@@ -40,7 +39,7 @@ class DenseOutputs:
     def all_outputs(self) -> Sequence[Sequence[Tensor]]:
         """Class logits, box predictions and perhaps more, each level by level."""
         with torch.enable_grad():  # it may be asked for first where no gradient is needed
-            return self.family.read(self._read())
+            return self.family.outputs(self._read())
 
     @cached_property
     def all_levels(self) -> Levels:
@@ -115,11 +114,11 @@ class DenseTargets:
 
     Args:
         outputs: Name of a head, for errors -> its predictions. The first assigned the targets.
-        calls: Gives the calls of the method that assigned them.
+        calls: Gives, by its name, the calls of a method of the head that assigned them.
     """
 
     def __init__(
-        self, outputs: Mapping[str, DenseOutputs], calls: Callable[[], list[Call]]
+        self, outputs: Mapping[str, DenseOutputs], calls: Callable[[str], list[Call]]
     ) -> None:
         self.outputs, self._calls = outputs, calls
         self.lead = next(iter(outputs.values()))
@@ -127,8 +126,10 @@ class DenseTargets:
     @cached_property
     def all_assigned(self) -> Assigned:
         """The assignment for all levels of the first head."""
+        family = self.lead.family
+        first, *more = (self._calls(name) for name in family.taps)
         with torch.no_grad():
-            return self.lead.family.assigned(self._calls(), self.lead.all_levels)
+            return family.assigned(first, self.lead.all_levels, *more)
 
     @cached_property
     def assigned(self) -> Assigned:
@@ -143,14 +144,20 @@ class DenseTargets:
             return self.all_assigned
         sizes = lead.all_levels.sizes
         return Assigned(
-            *(torch.cat(lead.common(part.split(sizes, 1)), 1) for part in self.all_assigned)
+            *(
+                part if part is None else torch.cat(lead.common(part.split(sizes, 1)), 1)
+                for part in self.all_assigned
+            )
         )
 
     @cached_property
     def index(self) -> tuple[Tensor, Tensor]:
         """Image and unit of the positive units, two of ``(P,)``."""
-        positive = self.assigned.labels < self.lead.family.num_classes
-        images, units = (self.assigned.classified & positive).nonzero(as_tuple=True)
+        boxed = self.assigned.boxed
+        if boxed is None:
+            positive = self.assigned.labels < self.lead.family.num_classes
+            boxed = self.assigned.classified & positive
+        images, units = boxed.nonzero(as_tuple=True)
         return images, units
 
     @property

@@ -53,8 +53,7 @@ class DensePair(DetectorPair):
         self.sigmoid = self.student.sigmoid
         self.heads = head, teacher_head
         self.student_tap = f'{head}.loss_by_feat'
-        self.targets_tap = f'{head}.{self.student.targets}'
-        self.student_taps = (self.student_tap, self.targets_tap)
+        self.student_taps = (self.student_tap, *(f'{head}.{name}' for name in self.student.taps))
         self.teacher_tap = teacher_head
         self.teacher_training = (teacher_head,) if self.teacher.teacher_trains else ()
         self.prefix = head.replace('_head', '')
@@ -73,16 +72,15 @@ class DensePair(DetectorPair):
         return ('iou', 'l1', 'distribution') if same else ('iou', 'l1')
 
     def fused_loss(self, key: str) -> None:
-        """None: the head forms its own loss, which ``fit`` can split (FIT-4).
+        """None, because the head forms its own loss, which ``fit`` can split (FIT-4).
 
         Raises:
             ValueError: On ``fuse_task_loss``; on a head whose loss cannot be split.
         """
         if key == 'fit' and self.student.unsplit:
             raise ValueError(
-                f'`{key}` needs a head whose loss is a sum over units. Found '
-                f'{type(self.head).__name__}: {self.student.unsplit}. Leave `{key}` out: '
-                '`SelectiveLoss` and `KDLoss` work without it.'
+                f'`{key}` needs a head whose loss is a sum over units: {self.student.unsplit}. '
+                f'Found {type(self.head).__name__}. It learns from a teacher by `losses` alone.'
             )
         super().fused_loss(key)
 
@@ -93,7 +91,7 @@ class DensePair(DetectorPair):
         )
         teacher = DenseOutputs(self.teacher, self.teacher_levels, lambda: teacher_call.output)
         heads = {'the student': student, 'the teacher': teacher}
-        targets = DenseTargets(heads, lambda: taps.all(self.targets_tap))
+        targets = DenseTargets(heads, lambda name: taps.all(f'{self.heads[0]}.{name}'))
         return DenseStep(student, teacher, targets, data_samples)
 
     def build(self, step: DenseStep) -> Units:

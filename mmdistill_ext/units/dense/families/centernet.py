@@ -28,7 +28,7 @@ class CenterNet(DenseFamily):
 
     loss_methods = ('get_targets', 'loss_by_feat')
     needs_assigner = False
-    unsplit = 'it compares each pixel with a heatmap of every class'
+    unsplit = 'this one compares each pixel with a heatmap of every class'
 
     @property
     def sigmoid(self) -> bool:
@@ -60,9 +60,9 @@ class CenterNet(DenseFamily):
         )
         return [torch.stack((columns.flatten(), rows.flatten()), 1)]
 
-    def read(self, outputs: Sequence) -> Sequence[Sequence[Tensor]]:
+    def outputs(self, predicted: Sequence) -> Sequence[Sequence[Tensor]]:
         """Logits of the heatmaps, which the head gives as scores, and offset and size."""
-        heatmaps, sizes, offsets = outputs[:3]
+        heatmaps, sizes, offsets = predicted[:3]
         scores = [full_precision(x).logit(SMALLEST) for x in heatmaps]
         parts = zip(offsets, sizes, strict=True)
         return scores, [torch.cat(part, 1) for part in parts]

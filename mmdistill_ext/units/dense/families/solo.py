@@ -42,9 +42,9 @@ class SOLO(DenseFamily):
         """One cell at each place, for each level."""
         return [1] * len(self.head.num_grids)
 
-    def read(self, outputs: Sequence) -> Sequence[Sequence[Tensor]]:
+    def outputs(self, predicted: Sequence) -> Sequence[Sequence[Tensor]]:
         """Class logits of each level."""
-        return (outputs[self.scores_at],)
+        return (predicted[self.scores_at],)
 
     def assigned(self, calls: list[Call], levels: Levels, *more: list[Call]) -> Assigned:
         """Read the targets: one call per image, with the labels of each level's cells."""

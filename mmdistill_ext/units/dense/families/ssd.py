@@ -13,7 +13,7 @@ class SSD(DenseFamily):
     them are compared and distilled.
     """
 
-    unsplit = 'it picks the background anchors with the largest losses'
+    unsplit = 'this one picks the background anchors with the largest losses'
 
 
 @DENSE_FAMILIES.register(PISASSDHead)

@@ -15,7 +15,7 @@ class YOLACT(DenseFamily):
     them are compared and distilled.
     """
 
-    unsplit = 'it picks the background anchors with the largest losses'
+    unsplit = 'this one picks the background anchors with the largest losses'
 
     @property
     def strides(self) -> list[int]:

@@ -18,7 +18,7 @@ class YOLOF(DenseFamily):
 
     targets = '_get_targets_single'
     targets_are_boxes = True
-    unsplit = 'it trains the boxes of other anchors than those that it labels'
+    unsplit = 'this one trains the boxes of other anchors than those that it labels'
 
     def assigned(self, calls: list[Call], levels: Levels, *more: list[Call]) -> Assigned:
         """Read the targets: one call per image."""

@@ -37,10 +37,10 @@ class YOLOv3(DenseFamily):
         """One score per class."""
         return self.num_classes
 
-    def read(self, outputs: Sequence) -> Sequence[Sequence[Tensor]]:
+    def outputs(self, predicted: Sequence) -> Sequence[Sequence[Tensor]]:
         """Scores of class times objectness, as logits, and box predictions of each level."""
         scores, boxes = [], []
-        for level in outputs[0]:
+        for level in predicted[0]:
             anchors = level.unflatten(1, (-1, self.head.num_attrib))
             boxes.append(anchors[:, :, :BOX].flatten(1, 2))
             objectness, classes = full_precision(anchors[:, :, BOX:]).split(
