@@ -77,6 +77,28 @@ class Stretched:
 
 
 @dataclass(frozen=True)
+class MaskRegions:
+    """Masks that are one unit each, or whose pixels are units; painted as one map.
+
+    Where several masks have a unit, the teacher wins if it wins most of them.
+    """
+
+    size: tuple[int, int]  # of the batch's images, in pixels
+    images: int
+    index: tuple[Tensor, ...]  # image of each mask; and its unit, where units are (B, N)
+    masks: Tensor | None = None  # (P, h, w) bool, where units are (B, N)
+
+    def __call__(self, wins: Tensor, valid: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """``(B, N)``, or ``(P, h, w)`` -> one map."""
+        if self.masks is not None:
+            wins, valid = (x[self.index][:, None, None] & self.masks for x in (wins, valid))
+        both = torch.stack((wins & valid, valid)).int()
+        counts = both.new_zeros(2, self.images, *both.shape[2:]).index_add(1, self.index[0], both)
+        won, known = F.interpolate(counts.float(), self.size, mode='nearest')
+        return {'': (2 * won > known, known > 0)}
+
+
+@dataclass(frozen=True)
 class BoxRegions:
     """Boxes that are one unit each, or hold a map of units; painted as one map.
 

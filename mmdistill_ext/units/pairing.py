@@ -171,7 +171,7 @@ def _add_segmenters() -> None:
 
 
 def _add_detectors() -> None:
-    from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
+    from mmdet.models.detectors import MaskFormer, SingleStageDetector, TwoStageDetector
     from mmdet.models.detectors.base_detr import DetectionTransformer
     from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstanceSegmentor
     from mmdet.models.roi_heads.mask_heads import FCNMaskHead
@@ -180,11 +180,16 @@ def _add_detectors() -> None:
     from mmdistill_ext.units.query.pair import QueryPair
     from mmdistill_ext.units.roi.mask_pair import MaskPair
     from mmdistill_ext.units.roi.pair import RoIPair
+    from mmdistill_ext.units.segment.mask_pair import SegmentMaskPair
+    from mmdistill_ext.units.segment.pair import SegmentPair
 
     box, two_stage = 'bbox_head', 'a two-stage detector'
     register_pair(SingleStageDetector, 'a single-stage detector', head=box)(DensePair)
     for head in ('mask_head', box):  # SOLO has no box head
         register_pair(SingleStageInstanceSegmentor, 'an instance segmenter', head=head)(DensePair)
     register_pair(DetectionTransformer, 'a DETR', head=box)(QueryPair)
+    former, layers = 'a MaskFormer', nn.Sequential  # those that predict the masks
+    register_pair(MaskFormer, former, head='panoptic_head')(SegmentPair)
+    register_pair(MaskFormer, former, head_type=layers)(SegmentMaskPair)
     register_pair(TwoStageDetector, two_stage, head=f'roi_head.{box}')(RoIPair)
     register_pair(TwoStageDetector, two_stage, head_type=FCNMaskHead)(MaskPair)

@@ -19,7 +19,12 @@ FEATURES = dict(
     cwd=dict(type='CWDLoss', tap='backbone', connector=dict(type='Conv1x1'), temperature=4.0)
 )
 FIT = dict(function=dict(type='ConstantFit', c=0.5), split='unit')
-MASK_HEADS = ('roi_head.mask_head', 'mask_head')
+MASK_HEADS = (
+    'roi_head.mask_head',
+    'mask_head',
+    'bbox_head.mask_head',
+    'panoptic_head.mask_embed',
+)
 REFUSED = ('`losses', '`student', '`fit', '`teacher')
 """How the message of a refusal begins or what it names: a config key."""
 
@@ -83,7 +88,8 @@ def classes(stock: Stock, folder: Path) -> str:
 
 def boxes(stock: Stock, folder: Path) -> str:
     """Boxes of the default head by KD."""
-    losses = dict(kd=dict(**KD, box=dict(weight=1.0)))
+    # An untrained CenterNet's boxes have no area.
+    losses = dict(kd=dict(**KD, box=dict(weight=1.0, distance='l1')))
 
     def run() -> None:
         train(distil(stock, folder, losses), stock, ('kd', 'kd_box'))

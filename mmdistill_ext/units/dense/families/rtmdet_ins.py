@@ -1,7 +1,8 @@
 """RTMDet-Ins (https://arxiv.org/abs/2212.07784)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmdet.models.dense_heads import RTMDetInsHead
@@ -15,6 +16,10 @@ from mmdistill_ext.units.split.own_loss import OwnLoss
 @DENSE_FAMILIES.register(RTMDetInsHead)
 class RTMDetIns(RTMDet):
     """RTMDet whose points also predict the filters of their masks."""
+
+    def outputs(self, predicted: Sequence[Any]) -> Sequence[Any]:
+        """Class logits, boxes and filters of each level, without the features of the masks."""
+        return predicted[:3]
 
     @contextmanager
     def tell_rows(self, own: OwnLoss, split: SplitLevels) -> Iterator[None]:
