@@ -171,12 +171,15 @@ def _add_segmenters() -> None:
 
 
 def _add_detectors() -> None:
-    from mmdet.models.detectors import MaskFormer, SingleStageDetector, TwoStageDetector
+    from mmdet.models.dense_heads import CondInstMaskHead, YOLACTProtonet
+    from mmdet.models.dense_heads.rtmdet_ins_head import MaskFeatModule
+    from mmdet.models.detectors import MaskFormer, RTMDet, SingleStageDetector, TwoStageDetector
     from mmdet.models.detectors.base_detr import DetectionTransformer
     from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstanceSegmentor
     from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 
     from mmdistill_ext.units.dense.pair import DensePair
+    from mmdistill_ext.units.instance.pair import InstanceMaskPair
     from mmdistill_ext.units.query.pair import QueryPair
     from mmdistill_ext.units.roi.mask_pair import MaskPair
     from mmdistill_ext.units.roi.pair import RoIPair
@@ -185,8 +188,12 @@ def _add_detectors() -> None:
 
     box, two_stage = 'bbox_head', 'a two-stage detector'
     register_pair(SingleStageDetector, 'a single-stage detector', head=box)(DensePair)
+    instance = 'an instance segmenter'
     for head in ('mask_head', box):  # SOLO has no box head
-        register_pair(SingleStageInstanceSegmentor, 'an instance segmenter', head=head)(DensePair)
+        register_pair(SingleStageInstanceSegmentor, instance, head=head)(DensePair)
+    for mask_head in (CondInstMaskHead, YOLACTProtonet):
+        register_pair(SingleStageInstanceSegmentor, instance, head_type=mask_head)(InstanceMaskPair)
+    register_pair(RTMDet, 'an RTMDet', head_type=MaskFeatModule)(InstanceMaskPair)
     register_pair(DetectionTransformer, 'a DETR', head=box)(QueryPair)
     former, layers = 'a MaskFormer', nn.Sequential  # those that predict the masks
     register_pair(MaskFormer, former, head='panoptic_head')(SegmentPair)
