@@ -47,7 +47,12 @@ class DenseFamily:
     head: BaseModule
     head_type: type[nn.Module]
     """Class of the heads; set by :meth:`DenseFamilies.register`."""
-    loss_methods = ('get_targets', '_get_targets_single', 'loss_by_feat', 'loss_by_feat_single')
+    loss_methods: tuple[str, ...] = (
+        'get_targets',
+        '_get_targets_single',
+        'loss_by_feat',
+        'loss_by_feat_single',
+    )
     """Methods that a subclass of :attr:`head_type` must not override: its targets or its loss would
     be read wrongly."""
     targets = 'get_targets'

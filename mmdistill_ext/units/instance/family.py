@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from mmengine.structures import InstanceData
@@ -25,6 +25,7 @@ class InstanceFamily(ABC):
         dense: Path of the head that predicts class and box of the locations.
     """
 
+    head: Any
     loss: ClassVar[str]
     """Method that forms the own loss of the masks; of :attr:`owner`."""
     refused: ClassVar[str | None] = None

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from mmdet.structures.bbox import bbox_overlaps
 from mmengine.logging import MessageHub
 
+from mmdistill_ext.distillers import CollaborativeDistiller
 from mmdistill_ext.distillers.teacher_student import build_teacher_student
 from mmdistill_ext.isolation import training_flags
 from mmdistill_ext.taps import Taps
@@ -345,3 +346,42 @@ def test_points_of_rtmdet_ins_pair_with_those_of_rtmdet():
     units, *_ = run(student, teacher)
     assert units.boxes.teacher.isfinite().all()
     assert in_one(units.teacher).shape == in_one(units.student).shape
+
+
+def networks(name):
+    make = tiny_heads.HEADS[name]
+    cfgs = {key: {'_scope_': 'mmdet', **make(channels)} for key, channels in (('a', 8), ('b', 12))}
+    for cfg in cfgs.values():
+        cfg['test_cfg'].update(max_per_img=20)
+    return cfgs
+
+
+@pytest.mark.parametrize('sequential', [False, True])
+@pytest.mark.parametrize('name', BOXES)
+def test_networks_learn_together_and_predict_together(name, sequential):
+    torch.manual_seed(0)
+    box = dict(distance='l1')
+    model = CollaborativeDistiller(
+        networks(name), second=dict(type='MinLoss'), box=box, sequential_backward=sequential
+    )
+    for seed, network in enumerate(model.students.values()):
+        network.load_state_dict(tiny_heads.build(network_cfg(name, seed), seed).state_dict())
+    batches = [tiny_heads.batch(network) for network in model.students.values()]
+    inputs, samples = (dict(zip('ab', part, strict=True)) for part in zip(*batches, strict=True))
+    samples = dict.fromkeys('ab', samples['a'])  # as a run shares them
+    MessageHub.get_current_instance().update_info('iter', 0)
+    losses = model.train()(inputs, samples, mode='loss')
+    for key in ('a/loss_kl', 'b/loss_kl', 'a/loss_kl_box'):
+        assert losses[key] > 0, sorted(losses)
+    model.parse_losses(losses)[0].backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def network_cfg(name, place):
+    return tiny_heads.HEADS[name]((8, 12)[place])
+
+
+@pytest.mark.parametrize('name', tiny_heads.WITHOUT_BOXES)
+def test_masks_without_boxes_are_not_merged(name):
+    with pytest.raises(ValueError, match=r'`students.a` should be a detector with a `bbox_head`'):
+        CollaborativeDistiller(networks(name), second=dict(type='MinLoss'))

@@ -51,7 +51,7 @@ def own_masks(name):
         yolact=dict(target='mask_head._get_targets_single'),
         rtmdet_ins=dict(mask='bbox_head.loss_mask', target='bbox_head.get_targets'),
     )[name]
-    units, step, taps, samples = run(name, **paths)
+    units, _, taps, samples = run(name, **paths)
     maps = taps['bbox_head.loss_by_feat'].args[0]
     channels = 4 if name == 'yolact' else 3
     scores = torch.cat([x.permute(0, 2, 3, 1).reshape(3, -1, channels) for x in maps], 1)
