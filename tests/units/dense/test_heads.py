@@ -385,3 +385,45 @@ def network_cfg(name, place):
 def test_masks_without_boxes_are_not_merged(name):
     with pytest.raises(ValueError, match=r'`students.a` should be a detector with a `bbox_head`'):
         CollaborativeDistiller(networks(name), second=dict(type='MinLoss'))
+
+
+PREDICT = dict(
+    condinst=dict(mask_thr=0.5),
+    rtmdet_ins=dict(mask_thr_binary=0.5),
+    yolact=dict(mask_thr=0.5, iou_thr=0.5, top_k=20, mask_thr_binary=0.5),
+    yolov3=dict(conf_thr=0.0),
+)
+
+
+@pytest.mark.parametrize('name', PREDICT)
+def test_the_ensemble_has_boxes_and_masks_of_all_networks(name):
+    cfgs = networks(name)
+    for cfg in cfgs.values():
+        cfg['test_cfg'].update(score_thr=0.001, min_bbox_size=0, **PREDICT[name])
+    model = CollaborativeDistiller(cfgs, second=dict(type='MinLoss')).eval()
+    for place, network in enumerate(model.students.values()):
+        network.load_state_dict(tiny_heads.build(network_cfg(name, place), place).state_dict())
+    inputs, samples = tiny_heads.batch(model.students['a'])
+    for sample in samples:
+        sample.set_metainfo(dict(ori_shape=sample.img_shape, scale_factor=(1.0, 1.0)))
+    model.weights.copy_(torch.tensor([0.7, 0.3]))
+    with torch.no_grad():
+        found = model(dict.fromkeys('ab', inputs), dict.fromkeys('ab', samples), mode='predict')
+    for sample in found:
+        merged, own = sample.pred_instances, sample.networks
+        assert 0 < len(merged) <= 20
+        for box, score, *mask in zip(
+            merged.bboxes, merged.scores, *([merged.masks] if 'masks' in merged else ())
+        ):
+            factors = dict(a=1.0, b=0.3 / 0.7)
+            sources = [
+                (network.pred_instances, place)
+                for key, network in own.items()
+                for place in range(len(network.pred_instances))
+                if torch.equal(network.pred_instances.bboxes[place], box)
+                and torch.isclose(network.pred_instances.scores[place] * factors[key], score)
+            ]
+            assert sources
+            masks = [x.masks[place] for x, place in sources if mask]
+            assert not mask or any(torch.equal(x, mask[0]) for x in masks)
+        assert ('masks' in merged) == ('masks' in own['a'].pred_instances)
