@@ -276,8 +276,9 @@ def reference(units, selective: bool, joint: bool = False) -> dict[str, object]:
         () if units.boxes is None else zip(*(x.tolist() for x in units.boxes.index), strict=True)
     )
     place = {at: i for i, at in enumerate(index)}
-    for at in (units.labels != -1).nonzero().tolist():
-        label = int(units.labels[tuple(at)])
+    taught = units.labels != -1
+    for at in [*taught.nonzero().tolist(), *(list(at) for at in place if not taught[at])]:
+        label = int(units.labels[tuple(at)])  # -1: its box alone is trained
         student, teacher = (
             logits.detach().double()[(at[0], slice(None), *at[1:])]
             for logits in (in_one(units.student), in_one(units.teacher))
@@ -307,9 +308,9 @@ def reference(units, selective: bool, joint: bool = False) -> dict[str, object]:
             own_iou, other_iou = overlap(own, target)[0], overlap(other, target)[0]
             if joint:
                 first, second = first + 1 - other_iou, second + 1 - own_iou
-        won = bool(first < second)
+        won = bool(first < second) and label != -1
         wins[tuple(at)] = won
-        if won or not selective:
+        if (won or not selective) and label != -1:
             classes += distance.sum().item()
         if box is not None:
             chosen = won if joint else other_iou > own_iou

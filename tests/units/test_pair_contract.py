@@ -13,7 +13,7 @@ from mmdistill_ext.distillers.schedule import Schedule
 from mmdistill_ext.distillers.teacher_student import build_teacher_student
 from mmdistill_ext.isolation import eval_mode, isolated_rng
 from mmdistill_ext.taps import wrapped
-from tests import tiny_det, tiny_heads, tiny_zoo
+from tests import tiny_dense, tiny_det, tiny_heads, tiny_zoo
 from tests.tiny_zoo import plain
 
 KD = dict(type='KDLoss', average='positive', box=dict(distance='iou', weight=0.5))
@@ -61,8 +61,8 @@ class Case:
             return tiny_heads.distil(folder, *cfgs, self.losses, seeds)
         if self.kind != 'dense':
             return tiny_zoo.distil(folder, self.name, self.losses, seeds=seeds)
-        cfg = tiny_det.FAMILIES[self.name]()
-        teacher = tiny_det.FAMILIES[self.name](8 if same else 16)
+        family = {**tiny_det.FAMILIES, **tiny_dense.FAMILIES}[self.name]
+        cfg, teacher = family(), family(8 if same else 16)
         path = tiny_det.save_weights(folder / 'teacher.pth', teacher, seeds[1])
         model = build_teacher_student(cfg, dict(model=teacher, checkpoint=path), self.losses)
         model.load_state_dict(tiny_det.build(cfg, seeds[0]).state_dict())
@@ -158,11 +158,14 @@ ROI = [
     ),
 ]
 QUERY = [query(name) for name in tiny_zoo.QUERY]
+FURTHER = [dense(name) for name in tiny_dense.FAMILIES]
 HEADS = [head(name) for name in tiny_heads.HEADS]
-CASES = [*DENSE, *HEADS, *ROI, *QUERY]
-SPLIT_CASES = [case for case in CASES if case.fit is not None]
+WHOLE = [case for case in FURTHER if case.name in tiny_dense.WHOLE]  # FIT refuses these
+CASES = [*DENSE, *FURTHER, *HEADS, *ROI, *QUERY]
+SPLIT = [case for case in CASES if case not in WHOLE and case.fit is not None]
 ZOO = [*ROI, *QUERY]
-SPLITS = pytest.mark.parametrize('by', ['unit', 'image'])
+SPLIT_BY = ('unit', 'image')
+SPLITS = pytest.mark.parametrize('by', SPLIT_BY)
 
 
 def over(cases):
@@ -221,14 +224,14 @@ def test_losses_are_the_sums_of_the_definition(case, models):
             assert found.logged[key] == pytest.approx(expected, rel=1e-3)
         else:
             expected = tiny_zoo.reference(units, selective, joint)
-            wins, positive = expected['wins'], (units.labels >= 0) & (units.labels < classes - 1)
-            objects = len(units.boxes.target) if units.boxes else positive.sum().item()
-            assert objects > 0
-            weight = term.schedule.weight / objects
-            got = weight * expected['classes']
+            wins = expected['wins']
+            positive = ((units.labels >= 0) & (units.labels < term.pair.num_classes)).sum().item()
+            assert positive > 0
+            weight = term.schedule.weight
+            got = weight * expected['classes'] / positive
             assert found.logged[key] == pytest.approx(got, rel=1e-3, abs=1e-6)
             if units.boxes:
-                got = weight * expected['boxes'] / 2
+                got = weight * expected['boxes'] / len(units.boxes.target) / 2
                 assert found.logged[f'{key}_box'] == pytest.approx(got, rel=1e-3, abs=1e-6)
         counts, valid = term.loss.records.pop_counts(), units.labels != -1
         assert torch.equal(counts[0], torch.bincount(units.labels[valid], minlength=classes))
@@ -278,7 +281,7 @@ def test_the_students_own_losses_and_draws_are_untouched(case, models):
     assert found.logged['loss'] == pytest.approx(total, rel=1e-5)
 
 
-@over(ZOO)
+@over([*FURTHER, *ZOO])
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(case, models):
     """DINO's queries see the denoising ones while they train, behind a mask."""
     model = models(case, same=True)
@@ -296,11 +299,12 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(case, models):
         loss.records.pop_counts()
 
 
-@pytest.mark.parametrize('by', [None, 'unit', 'image'])
-@over(CASES)
+@pytest.mark.parametrize(
+    ('case', 'by'),
+    [*((case, None) for case in CASES), *((case, by) for by in SPLIT_BY for case in SPLIT)],
+    ids=lambda value: f'{value.kind}-{value.name}' if isinstance(value, Case) else str(value),
+)
 def test_a_batch_without_any_object_is_finite(case, by, models):
-    if by and case.fit is None:
-        return
     model = fit(case, models(case), by, 0.5)
     found = tiny_zoo.step(model, case.batch(model, boxes=False))
     assert all(math.isfinite(value) for value in found.logged.values())
@@ -334,7 +338,7 @@ def test_the_terms_alone_teach_the_student(case, models):
 
 
 @SPLITS
-@over(SPLIT_CASES)
+@over(SPLIT)
 def test_fit_is_linear_in_f_and_1_changes_no_bit(case, by, models):
     model = models(case)
     data = case.batch(model)
@@ -379,7 +383,7 @@ def test_fit_is_linear_in_f_and_1_changes_no_bit(case, by, models):
 
 
 @SPLITS
-@over(SPLIT_CASES)
+@over(SPLIT)
 def test_the_recorded_sums_are_the_heads_own_loss(case, by, models):
     """Of the head that the student predicts with, the weight of a cascade's stage included."""
     model = fit(case, models(case), by, 0.25)
@@ -472,7 +476,7 @@ def test_copies_of_the_student_do_as_it_does(case, models):
     data = case.batch(model)
     copied = copy.deepcopy(model)
     assert copied.distillation is model.distillation
-    for by in (None, 'unit', 'image') if case.fit else (None,):
+    for by in (None, *(SPLIT_BY if case in SPLIT else ())):
         own = tiny_zoo.step(fit(case, model, by, 0.25), data)
         assert own.logged == tiny_zoo.step(copied, data).logged
     model.distillation.fit = None

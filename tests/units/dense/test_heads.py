@@ -412,9 +412,9 @@ def test_the_ensemble_has_boxes_and_masks_of_all_networks(name):
     for sample in found:
         merged, own = sample.pred_instances, sample.networks
         assert 0 < len(merged) <= 20
-        for box, score, *mask in zip(
-            merged.bboxes, merged.scores, *([merged.masks] if 'masks' in merged else ())
-        ):
+        with_masks = [merged.masks] if 'masks' in merged else []
+        parts = zip(merged.bboxes, merged.scores, *with_masks, strict=True)
+        for box, score, *mask in parts:
             factors = dict(a=1.0, b=0.3 / 0.7)
             sources = [
                 (network.pred_instances, place)
