@@ -212,11 +212,17 @@ def distil(
 
 def plain(model: nn.Module) -> nn.Module:
     """Return a copy of a distilled student without its teacher."""
+    forget(model)
     student = copy.deepcopy(model)
     student.__class__ = type(model).__mro__[2]
     assert not isinstance(student, DistilledModel)
     del student.distillation
     return student
+
+
+def forget(model: nn.Module) -> None:
+    """Drop what mmdet's heads keep of a step for their masks: it has a graph, so no copy."""
+    getattr(getattr(model, 'bbox_head', None), '_raw_positive_infos', {}).clear()
 
 
 def set_fit(model: nn.Module, by: str | None, c: float, **rule: object) -> nn.Module:

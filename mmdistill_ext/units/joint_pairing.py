@@ -32,8 +32,10 @@ def pair_networks(networks: Mapping[str, nn.Module]) -> JointHeads:
             return JointPixels(networks)
     if has_framework('mmdet'):
         from mmdet.models.detectors import SingleStageDetector
+        from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstanceSegmentor
 
-        if all(isinstance(network, SingleStageDetector) for network in networks.values()):
+        single_stage = SingleStageDetector, SingleStageInstanceSegmentor
+        if all(isinstance(network, single_stage) for network in networks.values()):
             from mmdistill_ext.units.dense.joint import JointDense
 
             return JointDense(networks)

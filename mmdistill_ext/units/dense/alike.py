@@ -13,6 +13,7 @@ from mmdistill_ext.units.dense.family import DENSE_FAMILIES, DenseFamily
 
 RULES = {
     'num_classes': 'the same `num_classes`',
+    'has_boxes': 'both boxes or both none',
     'sigmoid': 'both sigmoid or both softmax scores',
     'priors_per_location': 'as many priors per location: heads with one (ATSS, FCOS, GFL, ...) '
     'pair among each other, those with several (RetinaNet, FreeAnchor, ...) if their anchors are '

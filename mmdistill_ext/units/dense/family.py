@@ -67,6 +67,8 @@ class DenseFamily:
     """Background units train the classifier."""
     needs_assigner = True
     """A head without ``train_cfg.assigner`` cannot assign targets."""
+    scores_at = 0
+    """Index of the maps with the class logits in what ``forward`` returns."""
     assigner = 'assigner'
     """Attribute of the head that assigns targets, if :attr:`needs_assigner`."""
     has_boxes = True
@@ -172,8 +174,8 @@ class DenseFamily:
 
     def flatten(self, maps: Sequence[Tensor], channels: int) -> Tensor:
         """``(B, A * channels, H, W)`` of each level -> ``(B, N, channels)``."""
-        locations = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
-        return locations.view(len(locations), -1, channels)
+        locations = [m.flatten(2).transpose(1, 2) for m in maps]
+        return torch.cat([x.reshape(len(x), -1, channels) for x in locations], 1)
 
     def decode(self, priors: Tensor, strides: Tensor, predicted: Tensor) -> Tensor:
         """Turn box predictions into boxes.

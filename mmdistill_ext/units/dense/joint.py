@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.dense.alike import common_levels, find_family
+from mmdistill_ext.units.dense.family import DenseFamily
 from mmdistill_ext.units.dense.outputs import DenseOutputs, DenseTargets
 from mmdistill_ext.units.detector_pair import IGNORED
 from mmdistill_ext.units.joint import (
@@ -25,6 +26,7 @@ from mmdistill_ext.units.joint import (
 )
 
 HEAD = 'bbox_head'
+NMS = dict(type='nms', iou_threshold=0.5)
 
 
 class JointDense(JointHeads):
@@ -47,10 +49,7 @@ class JointDense(JointHeads):
     ignore_index = IGNORED
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
-        self.families = {
-            name: find_family(network, HEAD, f'students.{name}')
-            for name, network in networks.items()
-        }
+        self.families = {name: _family(network, name) for name, network in networks.items()}
         names = {
             f"'{name}' ({type(family.head).__name__})": family
             for name, family in self.families.items()
@@ -120,6 +119,15 @@ class JointDense(JointHeads):
         return with_networks(together, predicted)
 
 
+def _family(network: nn.Module, name: str) -> DenseFamily:
+    if getattr(network, HEAD, None) is None:
+        raise ValueError(
+            f'`students.{name}` should be a detector with a `{HEAD}`: masks without boxes are not '
+            f'merged into those of an ensemble. Found {type(network).__name__}.'
+        )
+    return find_family(network, HEAD, f'students.{name}')
+
+
 def _arguments(taps: Taps, path: str) -> tuple:
     return taps[path].args
 
@@ -136,13 +144,15 @@ def merge(
     """Merge several detectors' boxes of one image, as mmdet's test-time augmentation does.
 
     Args:
-        predictions: Predictions of each network, with ``bboxes``, ``scores`` and ``labels``.
+        predictions: Predictions of each network, with ``bboxes``, ``scores`` and ``labels``, and
+            perhaps ``masks``.
         weights: Weights of the networks. Scores are multiplied by weight / largest weight; boxes of
             a network of weight 0 or less do not count.
-        test_cfg: ``test_cfg`` of a detector, with ``nms`` and perhaps ``max_per_img``.
+        test_cfg: ``test_cfg`` of a detector, perhaps with ``nms`` (:data:`NMS` where a detector
+            has none) and ``max_per_img``.
 
     Returns:
-        The merged predictions, with the same three fields.
+        The merged predictions, with the same fields.
     """
     largest = max(weights)
     counted = [(own, w / largest) for own, w in zip(predictions, weights, strict=True) if w > 0]
@@ -150,7 +160,12 @@ def merge(
     scores = torch.cat([own.scores * weight for own, weight in counted])
     if not len(boxes):
         return predictions[0][:0]
-    kept, places = batched_nms(boxes, scores, labels, test_cfg['nms'])
+    kept, places = batched_nms(boxes, scores, labels, test_cfg.get('nms', NMS))
     most = test_cfg.get('max_per_img', -1)
     places = places[:most] if most > 0 else places
-    return InstanceData(bboxes=boxes[places], scores=kept[: len(places), -1], labels=labels[places])
+    merged = InstanceData(
+        bboxes=boxes[places], scores=kept[: len(places), -1], labels=labels[places]
+    )
+    if all('masks' in own for own, _ in counted):
+        merged.masks = torch.cat([own.masks for own, _ in counted])[places]
+    return merged

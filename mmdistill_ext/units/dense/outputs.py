@@ -38,12 +38,14 @@ class DenseOutputs:
     @cached_property
     def all_outputs(self) -> Sequence[Sequence[Tensor]]:
         """Class logits, box predictions and perhaps more, each level by level."""
-        return self.family.outputs(self._read())
+        with torch.enable_grad():  # it may be asked for first where no gradient is needed
+            return self.family.outputs(self._read())
 
     @cached_property
     def all_levels(self) -> Levels:
         """Where the units of all levels lie."""
-        return self.family.levels([(x.shape[-2], x.shape[-1]) for x in self.all_outputs[0]])
+        # Not of `all_outputs`, whose graph has the same place in every step, split or not.
+        return self.family.levels([(x.shape[-2], x.shape[-1]) for x in self._maps])
 
     @cached_property
     def levels(self) -> Levels:
@@ -100,7 +102,11 @@ class DenseOutputs:
 
     @property
     def _like(self) -> Tensor:
-        return self.all_outputs[0][0].new_zeros((), dtype=torch.float32)
+        return self._maps[0].new_zeros((), dtype=torch.float32)
+
+    @property
+    def _maps(self) -> Sequence[Tensor]:
+        return self._read()[self.family.scores_at]
 
 
 class DenseTargets:
