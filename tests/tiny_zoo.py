@@ -264,11 +264,17 @@ def distil(
 
 def plain(model: nn.Module) -> nn.Module:
     """Return a copy of a distilled student without its teacher."""
+    forget(model)
     student = copy.deepcopy(model)
     student.__class__ = type(model).__mro__[2]
     assert not isinstance(student, DistilledModel)
     del student.distillation
     return student
+
+
+def forget(model: nn.Module) -> None:
+    """Drop what mmdet's heads keep of a step for their masks: it has a graph, so no copy."""
+    getattr(getattr(model, 'bbox_head', None), '_raw_positive_infos', {}).clear()
 
 
 def set_fit(model: nn.Module, by: str | None, c: float, **rule: object) -> nn.Module:
@@ -322,8 +328,9 @@ def reference(units, selective: bool, joint: bool = False) -> dict[str, object]:
         () if units.boxes is None else zip(*(x.tolist() for x in units.boxes.index), strict=True)
     )
     place = {at: i for i, at in enumerate(index)}
-    for at in (units.labels != -1).nonzero().tolist():
-        label = int(units.labels[tuple(at)])
+    taught = units.labels != -1
+    for at in [*taught.nonzero().tolist(), *(list(at) for at in place if not taught[at])]:
+        label = int(units.labels[tuple(at)])  # -1: its box alone is trained
         student, teacher = (
             logits.detach().double()[(at[0], slice(None), *at[1:])]
             for logits in (in_one(units.student), in_one(units.teacher))
@@ -353,9 +360,9 @@ def reference(units, selective: bool, joint: bool = False) -> dict[str, object]:
             own_iou, other_iou = overlap(own, target)[0], overlap(other, target)[0]
             if joint:
                 first, second = first + 1 - other_iou, second + 1 - own_iou
-        won = bool(first < second)
+        won = bool(first < second) and label != -1
         wins[tuple(at)] = won
-        if won or not selective:
+        if (won or not selective) and label != -1:
             classes += distance.sum().item()
         if box is not None:
             chosen = won if joint else other_iou > own_iou

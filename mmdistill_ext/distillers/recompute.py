@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from mmdistill_ext.units.joint import shallow_copy
+
 
 def network_loss(network: nn.Module, inputs: Tensor, data_samples: list) -> dict:
-    """A network's own losses (COL-2)."""
-    return network(inputs, data_samples, mode='loss')
+    """A network's own losses (COL-2); what it changes in the labels, others do not see."""
+    return network(inputs, [shallow_copy(sample) for sample in data_samples], mode='loss')
 
 
 def recomputed_loss(network: nn.Module, inputs: Tensor, data_samples: list) -> dict:

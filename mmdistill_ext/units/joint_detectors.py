@@ -17,6 +17,8 @@ from mmdistill_ext.units.joint import JointHeads, shallow_copy, with_networks
 
 NMS = dict(type='nms', iou_threshold=0.5)
 """How boxes of several detectors without NMS are merged, as mmdet's test-time augmentation does."""
+FIELDS = ('bboxes', 'scores', 'labels', 'masks')
+"""What is merged, where all networks have it."""
 
 
 class JointDetectors(JointHeads):
@@ -67,7 +69,7 @@ def merge(
 
     Args:
         predictions: Predictions of each network, with ``bboxes``, ``scores`` and ``labels``, and
-            perhaps more that every network has, such as ``masks``.
+            perhaps ``masks``.
         weights: Weights of the networks. Scores are multiplied by weight / largest weight; boxes of
             a network of weight 0 or less do not count.
         test_cfg: ``test_cfg`` of a detector, perhaps with ``nms`` (:data:`NMS` without) and
@@ -78,8 +80,11 @@ def merge(
     """
     largest = max(weights)
     counted = [(own, w / largest) for own, w in zip(predictions, weights, strict=True) if w > 0]
-    names = set.intersection(*(set(own.keys()) for own, _ in counted))
-    fields = {name: torch.cat([own[name] for own, _ in counted]) for name in sorted(names)}
+    fields = {
+        name: torch.cat([own[name] for own, _ in counted])
+        for name in FIELDS
+        if all(name in own for own, _ in counted)
+    }
     if not len(fields['bboxes']):
         return predictions[0][:0]
     scores = torch.cat([own.scores * weight for own, weight in counted])

@@ -48,11 +48,12 @@ def _kinds() -> Iterator[tuple[tuple[type[nn.Module], ...], Callable[..., JointH
     if has_framework('mmdet'):
         from mmdet.models.detectors import SingleStageDetector, SparseRCNN, TwoStageDetector
         from mmdet.models.detectors.base_detr import DetectionTransformer
+        from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstanceSegmentor
 
         from mmdistill_ext.units.dense.joint import JointDense
         from mmdistill_ext.units.query.joint import JointQueries
         from mmdistill_ext.units.roi.joint import JointRoIs
 
-        yield (SingleStageDetector,), JointDense
+        yield (SingleStageDetector, SingleStageInstanceSegmentor), JointDense
         yield (DetectionTransformer, SparseRCNN), JointQueries
         yield (TwoStageDetector,), JointRoIs

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from mmdistill_ext.taps import resolve
+from mmdistill_ext.taps import find_child, resolve
 from mmdistill_ext.units.pair import HeadPair
 
 
@@ -135,7 +135,8 @@ def _choose(student: nn.Module, head: str | None, key: str) -> tuple[PairRow, st
     rows = _rows(student)
     for row in rows:
         path = head or row.head
-        if path is None:
+        lacks = head is None and not _leads(student, path) and row is not rows[-1]
+        if path is None or lacks:
             continue
         if row.head_type is None or _is_of(resolve(student, path, f'{key}.head')[0], row.head_type):
             return row, path
@@ -151,6 +152,14 @@ def _is_of(head: object, head_type: type[nn.Module]) -> bool:
     if isinstance(head, nn.ModuleList) and len(head):
         head = head[-1]
     return isinstance(head, head_type)
+
+
+def _leads(model: nn.Module, path: str | None) -> bool:
+    """Whether there is something at a path."""
+    found: Any = model
+    for part in path.split('.') if path else ():
+        found = find_child(found, part)
+    return found is not None
 
 
 @cache
@@ -172,20 +181,41 @@ def _add_segmenters() -> None:
 
 
 def _add_detectors() -> None:
-    from mmdet.models.detectors import SingleStageDetector, SparseRCNN, TwoStageDetector
+    from mmdet.models.dense_heads import CondInstMaskHead, YOLACTProtonet
+    from mmdet.models.dense_heads.rtmdet_ins_head import MaskFeatModule
+    from mmdet.models.detectors import (
+        MaskFormer,
+        RTMDet,
+        SingleStageDetector,
+        SparseRCNN,
+        TwoStageDetector,
+    )
     from mmdet.models.detectors.base_detr import DetectionTransformer
+    from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstanceSegmentor
     from mmdet.models.roi_heads.mask_heads import DynamicMaskHead, FCNMaskHead
 
     from mmdistill_ext.units.dense.pair import DensePair
+    from mmdistill_ext.units.instance.pair import InstanceMaskPair
     from mmdistill_ext.units.query.mask_pair import QueryMaskPair
     from mmdistill_ext.units.query.pair import QueryPair
     from mmdistill_ext.units.roi.mask_pair import MaskPair
     from mmdistill_ext.units.roi.pair import RoIPair
+    from mmdistill_ext.units.segment.mask_pair import SegmentMaskPair
+    from mmdistill_ext.units.segment.pair import SegmentPair
 
     box, two_stage = 'bbox_head', 'a two-stage detector'
     register_pair(SingleStageDetector, 'a single-stage detector', head=box)(DensePair)
+    instance = 'an instance segmenter'
+    for head in ('mask_head', box):  # SOLO has no box head
+        register_pair(SingleStageInstanceSegmentor, instance, head=head)(DensePair)
+    for mask_head in (CondInstMaskHead, YOLACTProtonet):
+        register_pair(SingleStageInstanceSegmentor, instance, head_type=mask_head)(InstanceMaskPair)
+    register_pair(RTMDet, 'an RTMDet', head_type=MaskFeatModule)(InstanceMaskPair)
     register_pair(DetectionTransformer, 'a DETR', head=box)(QueryPair)
     register_pair(SparseRCNN, 'a Sparse R-CNN', head=f'roi_head.{box}')(QueryPair)
     register_pair(SparseRCNN, 'a QueryInst', head_type=DynamicMaskHead)(QueryMaskPair)
+    former, layers = 'a MaskFormer', nn.Sequential  # those that predict the masks
+    register_pair(MaskFormer, former, head='panoptic_head')(SegmentPair)
+    register_pair(MaskFormer, former, head_type=layers)(SegmentMaskPair)
     register_pair(TwoStageDetector, two_stage, head=f'roi_head.{box}')(RoIPair)
     register_pair(TwoStageDetector, two_stage, head_type=FCNMaskHead)(MaskPair)

@@ -254,8 +254,8 @@ def _widen(cfg: object, channels: tuple[int, ...], width: int) -> None:
         _widen(part, channels, width)
     for key, value in cfg.items() if isinstance(cfg, dict) else ():
         if key in ('in_channels', 'out_channels') and isinstance(value, list | tuple):
-            if tuple(value[: len(channels)]) == channels:
-                wide = [width * c for c in channels]
+            if tuple(value[: len(channels)]) in (channels, channels[::-1]):
+                wide = [width * c for c in value[: len(channels)]]
                 cfg[key] = type(value)((*wide, *value[len(channels) :]))
         else:
             _widen(value, channels, width)

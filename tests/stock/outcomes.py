@@ -20,7 +20,12 @@ FEATURES = dict(
 )
 FIT = dict(function=dict(type='ConstantFit', c=0.5), split='unit')
 HEADS = ('bbox_head', 'roi_head.bbox_head', 'panoptic_head', 'mask_head')
-MASK_HEADS = ('roi_head.mask_head', 'mask_head')
+MASK_HEADS = (
+    'roi_head.mask_head',
+    'mask_head',
+    'bbox_head.mask_head',
+    'panoptic_head.mask_embed',
+)
 REFUSED = ('`losses', '`student', '`fit', '`teacher')
 """How the message of a refusal begins or what it names: a config key."""
 
@@ -84,7 +89,8 @@ def classes(stock: Stock) -> str:
 
 def boxes(stock: Stock) -> str:
     """Boxes of the default head by KD."""
-    losses = dict(kd=dict(**KD, box=dict(weight=1.0)))
+    # An untrained CenterNet's boxes have no area.
+    losses = dict(kd=dict(**KD, box=dict(weight=1.0, distance='l1')))
 
     def run() -> None:
         train(distil(stock, losses), stock, ('kd', 'kd_box'))

@@ -10,6 +10,7 @@ from torch import nn
 
 from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.dense.alike import common_levels, find_family
+from mmdistill_ext.units.dense.family import DenseFamily
 from mmdistill_ext.units.dense.outputs import DenseOutputs, DenseTargets
 from mmdistill_ext.units.joint import JointBoxes, JointUnits
 from mmdistill_ext.units.joint_detectors import JointDetectors
@@ -32,10 +33,7 @@ class JointDense(JointDetectors):
     """
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
-        self.families = {
-            name: find_family(network, HEAD, f'students.{name}')
-            for name, network in networks.items()
-        }
+        self.families = {name: _family(network, name) for name, network in networks.items()}
         names = {
             f"'{name}' ({type(family.head).__name__})": family
             for name, family in self.families.items()
@@ -46,11 +44,11 @@ class JointDense(JointDetectors):
         self.sigmoid = lead.sigmoid
         self.background = self.sigmoid  # a softmax has a channel for background
         self._loss_tap = f'{HEAD}.loss_by_feat'
-        self._targets_tap = f'{HEAD}.{lead.targets}'
+        self._target_taps = tuple(f'{HEAD}.{name}' for name in lead.taps)
 
     def taps(self, name: str) -> tuple[str, ...]:
         """Paths to tap in a network: its predictions and, in the first, the target assignment."""
-        return (self._loss_tap, self._targets_tap) if name == self.first else (self._loss_tap,)
+        return (self._loss_tap, *(self._target_taps if name == self.first else ()))
 
     def __call__(
         self,
@@ -73,13 +71,22 @@ class JointDense(JointDetectors):
             name: DenseOutputs(family, places, partial(_arguments, taps[name], self._loss_tap))
             for (name, family), places in parts
         }
-        targets = DenseTargets(outputs, lambda: taps[self.first].all(self._targets_tap))
+        targets = DenseTargets(outputs, lambda name: taps[self.first].all(f'{HEAD}.{name}'))
         return JointUnits(
             labels=targets.labels,
             logits=tuple(head.scores for head in outputs.values()),
             align_corners=(False,) * len(outputs),
             boxes=_decode(targets) if boxes else None,
         )
+
+
+def _family(network: nn.Module, name: str) -> DenseFamily:
+    if getattr(network, HEAD, None) is None:
+        raise ValueError(
+            f'`students.{name}` should be a detector with a `{HEAD}`: masks without boxes are not '
+            f'merged into those of an ensemble. Found {type(network).__name__}.'
+        )
+    return find_family(network, HEAD, f'students.{name}')
 
 
 def _arguments(taps: Taps, path: str) -> tuple:

@@ -38,12 +38,14 @@ class DenseOutputs:
     @cached_property
     def all_outputs(self) -> Sequence[Sequence[Tensor]]:
         """Class logits, box predictions and perhaps more, each level by level."""
-        return self.family.outputs(self._read())
+        with torch.enable_grad():  # it may be asked for first where no gradient is needed
+            return self.family.outputs(self._read())
 
     @cached_property
     def all_levels(self) -> Levels:
         """Where the units of all levels lie."""
-        return self.family.levels([(x.shape[-2], x.shape[-1]) for x in self.all_outputs[0]])
+        # Not of `all_outputs`, whose graph has the same place in every step, split or not.
+        return self.family.levels([(x.shape[-2], x.shape[-1]) for x in self._maps])
 
     @cached_property
     def levels(self) -> Levels:
@@ -100,7 +102,11 @@ class DenseOutputs:
 
     @property
     def _like(self) -> Tensor:
-        return self.all_outputs[0][0].new_zeros((), dtype=torch.float32)
+        return self._maps[0].new_zeros((), dtype=torch.float32)
+
+    @property
+    def _maps(self) -> Sequence[Tensor]:
+        return self._read()[self.family.scores_at]
 
 
 class DenseTargets:
@@ -108,11 +114,11 @@ class DenseTargets:
 
     Args:
         outputs: Name of a head, for errors -> its predictions. The first assigned the targets.
-        calls: Gives the calls of the method that assigned them.
+        calls: Gives, by its name, the calls of a method of the head that assigned them.
     """
 
     def __init__(
-        self, outputs: Mapping[str, DenseOutputs], calls: Callable[[], list[Call]]
+        self, outputs: Mapping[str, DenseOutputs], calls: Callable[[str], list[Call]]
     ) -> None:
         self.outputs, self._calls = outputs, calls
         self.lead = next(iter(outputs.values()))
@@ -120,8 +126,10 @@ class DenseTargets:
     @cached_property
     def all_assigned(self) -> Assigned:
         """The assignment for all levels of the first head."""
+        family = self.lead.family
+        first, *more = (self._calls(name) for name in family.taps)
         with torch.no_grad():
-            return self.lead.family.assigned(self._calls(), self.lead.all_levels)
+            return family.assigned(first, self.lead.all_levels, *more)
 
     @cached_property
     def assigned(self) -> Assigned:
@@ -135,15 +143,20 @@ class DenseTargets:
         if len(lead.levels) == len(lead.all_levels):
             return self.all_assigned
         sizes = lead.all_levels.sizes
-        return Assigned(
-            *(torch.cat(lead.common(part.split(sizes, 1)), 1) for part in self.all_assigned)
+        parts = (
+            None if part is None else torch.cat(lead.common(part.split(sizes, 1)), 1)
+            for part in self.all_assigned
         )
+        return Assigned(*parts)  # type: ignore[arg-type]  # only the last may be None
 
     @cached_property
     def index(self) -> tuple[Tensor, Tensor]:
         """Image and unit of the positive units, two of ``(P,)``."""
-        positive = self.assigned.labels < self.lead.family.num_classes
-        images, units = (self.assigned.classified & positive).nonzero(as_tuple=True)
+        boxed = self.assigned.boxed
+        if boxed is None:
+            positive = self.assigned.labels < self.lead.family.num_classes
+            boxed = self.assigned.classified & positive
+        images, units = boxed.nonzero(as_tuple=True)
         return images, units
 
     @property

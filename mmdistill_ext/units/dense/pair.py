@@ -53,8 +53,7 @@ class DensePair(DetectorPair):
         self.sigmoid = self.student.sigmoid
         self.heads = head, teacher_head
         self.student_tap = f'{head}.loss_by_feat'
-        self.targets_tap = f'{head}.{self.student.targets}'
-        self.student_taps = (self.student_tap, self.targets_tap)
+        self.student_taps = (self.student_tap, *(f'{head}.{name}' for name in self.student.taps))
         self.teacher_tap = teacher_head
         self.teacher_training = (teacher_head,) if self.teacher.teacher_trains else ()
         self.prefix = head.replace('_head', '')
@@ -92,7 +91,7 @@ class DensePair(DetectorPair):
         )
         teacher = DenseOutputs(self.teacher, self.teacher_levels, lambda: teacher_call.output)
         heads = {'the student': student, 'the teacher': teacher}
-        targets = DenseTargets(heads, lambda: taps.all(self.targets_tap))
+        targets = DenseTargets(heads, lambda name: taps.all(f'{self.heads[0]}.{name}'))
         return DenseStep(student, teacher, targets, data_samples)
 
     def build(self, step: DenseStep) -> Units:
