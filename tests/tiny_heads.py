@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import torch
+from mmdet.models.necks import FPN
+from mmdet.registry import MODELS as MMDET
 from mmengine.logging import MessageHub
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdistill_ext.distillers.build import build_model
 from mmdistill_ext.distillers.teacher_student import build_teacher_student
@@ -21,6 +24,15 @@ MAX_IOU = dict(
     gt_max_assign_all=False,
 )
 THREE = dict(type='AnchorGenerator', ratios=[0.5, 1.0, 2.0], scales=[4], strides=STRIDES)
+
+
+@MMDET.register_module()
+class FinestTwice(FPN):
+    """The finest level, twice, as two stacked networks give it."""
+
+    def forward(self, inputs: tuple) -> tuple:
+        """Two maps ``(B, C, H, W)``."""
+        return super().forward(inputs)[:1] * 2
 
 
 def detector(kind: str, channels: int, train_cfg: dict | None, **heads: dict) -> dict:
@@ -125,6 +137,30 @@ def centernet(channels: int = 8) -> dict:
     cfg = detector('CenterNet', channels, None, bbox_head=head)
     cfg['neck'].update(start_level=0, end_level=0, num_outs=1)
     return cfg
+
+
+def cornernet(channels: int = 8, kind: str = 'CornerHead', **head: object) -> dict:
+    """Return CornerNet on the level of stride 4, twice, as from two stacked networks."""
+    focal = dict(type='GaussianFocalLoss', alpha=2.0, gamma=4.0, loss_weight=1)
+    default = dict(
+        type=kind,
+        num_classes=3,
+        in_channels=8,
+        num_feat_levels=2,
+        corner_emb_channels=1,
+        loss_heatmap=focal,
+        loss_offset=dict(type='SmoothL1Loss', beta=1.0, loss_weight=1),
+    )
+    cfg = detector('CornerNet', channels, None, bbox_head={**default, **head})
+    cfg['neck'].update(type='FinestTwice', start_level=0, num_outs=4)
+    return cfg
+
+
+def centripetal(channels: int = 8) -> dict:
+    """Return CentripetalNet."""
+    shift = dict(type='SmoothL1Loss', beta=1.0, loss_weight=0.05)
+    losses = dict(loss_guiding_shift=shift, loss_centripetal_shift=shift)
+    return cornernet(channels, 'CentripetalHead', corner_emb_channels=0, **losses)
 
 
 def rtmdet_ins(channels: int = 8) -> dict:
@@ -271,6 +307,8 @@ HEADS = dict(
     yolof=yolof,
     yolov3=yolov3,
     centernet=centernet,
+    cornernet=cornernet,
+    centripetal=centripetal,
     rtmdet_ins=rtmdet_ins,
     condinst=condinst,
     boxinst=boxinst,
@@ -282,7 +320,9 @@ HEADS = dict(
 )
 
 
-WITHOUT_BOXES = ('solo', 'decoupled', 'decoupled_light', 'solov2')
+MASKED = ('solo', 'decoupled', 'decoupled_light', 'solov2')
+"""Their head is the mask head."""
+WITHOUT_BOXES = ('cornernet', 'centripetal', 'solo', 'decoupled', 'decoupled_light', 'solov2')
 ONE_SIZE = ('PISASSDHead', 'YOLACTHead')
 
 
@@ -312,6 +352,15 @@ def batch(model: nn.Module, boxes: bool = True) -> tuple[torch.Tensor, list]:
     return inputs, samples
 
 
+def train(model: nn.Module) -> nn.Module:
+    """Put a model into training mode, but not the BNs that CornerNet's head cannot do without."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    return model
+
+
 def save_weights(folder: Path, cfg: dict, seed: int) -> str:
     """Save such a detector as a checkpoint."""
     path = folder / f'{cfg["type"]}{seed}.pth'
@@ -328,4 +377,4 @@ def distil(
     model = build_teacher_student(cfg, dict(model=teacher, checkpoint=path), losses)
     model.load_state_dict(build(cfg, seeds[0]).state_dict())
     MessageHub.get_current_instance().update_info('iter', 0)  # BoxInst asks for it
-    return model.train()
+    return train(model)

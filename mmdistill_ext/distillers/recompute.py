@@ -31,7 +31,7 @@ def recomputed_loss(network: nn.Module, inputs: Tensor, data_samples: list) -> d
 
 
 def _with_own_labels(sample: BaseDataElement) -> BaseDataElement:
-    """A data sample whose labels the network may replace, as RTMDet-Ins does; tensors are shared."""
+    """A data sample whose labels the network may replace (RTMDet-Ins); tensors are shared."""
     copied = shallow_copy(sample)
     for name, value in sample.items():
         if isinstance(value, BaseDataElement):
