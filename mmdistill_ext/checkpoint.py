@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from mmdistill_ext.compat import allow_training_checkpoints
 
+TEMPORARY = '.mmdistill-'
+"""What the names of files that are being written begin with."""
 CONNECTORS = 'connectors.'
 """Prefix of those keys of a training checkpoint that the plain student does not have: what terms
 learn or remember."""
@@ -136,11 +138,9 @@ def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> No
     """Call ``write`` on a temporary file beside ``path``, then rename it: all or nothing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-', suffix=path.suffix)
-    os.close(handle)
-    os.chmod(name, 0o644)
+    temporary = path.with_name(f'{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}')
     try:
-        write(Path(name))
-        os.replace(name, path)
+        write(temporary)
+        os.replace(temporary, path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 from pathlib import Path
@@ -104,6 +105,12 @@ def set_run_options(cfg: Config, args: argparse.Namespace) -> None:
         use_gloo(cfg)
 
 
+def is_first_process(launcher: str) -> bool:
+    """Whether this is the first process of its run, before the processes know each other."""
+    ranks = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+    return launcher == 'none' or os.environ.get(ranks[launcher], '0') == '0'
+
+
 def use_gloo(cfg: Config) -> None:
     """Let processes without accelerators train together; mmengine's defaults are for GPUs."""
     cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
@@ -154,9 +161,12 @@ def check_checkpoint(model: BaseModel, source: str, key: str, partial: bool = Fa
 
 
 def leave_process_group() -> None:
-    """End the work with other processes, at the end of a run.
+    """End the work with other processes, when the runner of a distributed run is not used any more.
 
-    A process that exits with the group alive may be aborted by the threads of gloo.
+    A runner holds its model in circles, the model's wrapper holds the group, and a group that is
+    alive has threads. A process that exits with them is aborted now and then, after all its work.
     """
     if dist.is_available() and dist.is_initialized():
+        dist.barrier()  # nobody closes a connection that another process waits for
         dist.destroy_process_group()
+        gc.collect()

@@ -23,7 +23,7 @@ LAYERS = (
     ('distillers',),
     ('visualization',),
     ('dataset_configs', 'network_scores', 'package_types'),
-    ('round_loader', 'single_network'),
+    ('round_loader', 'single_network', 'work_dir'),
     ('plain_config',),
     ('export',),
     ('hooks',),

@@ -90,6 +90,13 @@ def keep_predictions(cfg: Config, out: str) -> None:
         metrics[0].output_dir = out
 
 
+def test(cfg: Config) -> None:
+    """Build the runner, check the checkpoint, test."""
+    runner = cli.build_runner(cfg)
+    cli.check_checkpoint(runner.model, cfg.load_from, 'checkpoint')
+    runner.test()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Test."""
     args = parse_args(argv)
@@ -102,9 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         use_tta(cfg)
     if args.out:
         keep_predictions(cfg, args.out)
-    runner = cli.build_runner(cfg)
-    cli.check_checkpoint(runner.model, args.checkpoint, 'checkpoint')
-    runner.test()
+    test(cfg)
     cli.leave_process_group()
 
 

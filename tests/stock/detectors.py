@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
 
-CLASSES = ('car', 'traffic light', 'dog')
 SIZE = 128
 C4, FPN, DARK = (1024,), (256, 512, 1024, 2048), (256, 512, 1024)
 SIZES = dict(
@@ -247,9 +245,11 @@ def _widen(cfg: object, channels: tuple[int, ...], width: int) -> None:
                 cfg[key] = type(value)((*wide, *value[len(channels) :]))
         else:
             _widen(value, channels, width)
-    neck = cfg.get('neck') if isinstance(cfg, dict) and 'backbone' in cfg else None
-    if isinstance(neck, dict) and neck.get('in_channels') == channels[-1]:
-        neck['in_channels'] = width * channels[-1]
+    if not isinstance(cfg, dict) or 'backbone' not in cfg:
+        return
+    after = cfg.get('neck') or cfg.get('bbox_head')  # what takes the backbone's last map
+    if isinstance(after, dict) and after.get('in_channels') == channels[-1]:
+        after['in_channels'] = width * channels[-1]
 
 
 def _drop_pretrained(cfg: object) -> None:
@@ -309,13 +309,14 @@ def build(stock: Stock, width: int = 1, seed: int = 0) -> nn.Module:
     return model
 
 
-def save_teacher(stock: Stock, folder: Path) -> dict:
-    """What goes to ``teacher``: a model of twice the width, and the file of its weights."""
-    path = folder / f'{stock.name}.pth'
-    if not path.exists():
-        meta = dict(dataset_meta=dict(classes=CLASSES))
-        torch.save(dict(state_dict=build(stock, 2, seed=1).state_dict(), meta=meta), path)
-    return dict(model=config(stock, 2), checkpoint=str(path))
+def teacher(stock: Stock) -> dict:
+    """What goes to ``teacher``: the model with twice the channels after its backbone."""
+    return dict(model=dict(type=trained, place=STOCK.index(stock)), pretrained=True)
+
+
+def trained(place: int) -> nn.Module:
+    """Stands for a model that comes with its weights."""
+    return build(STOCK[place], width=2, seed=1)
 
 
 def losses_of(model: nn.Module, stock: Stock) -> dict[str, Tensor]:

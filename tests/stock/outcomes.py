@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from mmdistill_ext.distillers.collaborative import CollaborativeDistiller
 from mmdistill_ext.distillers.teacher_student import build_teacher_student
+from mmdistill_ext.units.pairing import pair_heads
 from tests.stock import detectors
-from tests.stock.detectors import Stock
+from tests.stock.detectors import STOCK, Stock
 
 KD = dict(type='KDLoss', temperature=2.0)
 SEL = dict(type='SelectiveLoss', temperature=2.0)
@@ -19,6 +19,7 @@ FEATURES = dict(
     cwd=dict(type='CWDLoss', tap='backbone', connector=dict(type='Conv1x1'), temperature=4.0)
 )
 FIT = dict(function=dict(type='ConstantFit', c=0.5), split='unit')
+HEADS = ('bbox_head', 'roi_head.bbox_head', 'panoptic_head', 'mask_head')
 MASK_HEADS = (
     'roi_head.mask_head',
     'mask_head',
@@ -29,18 +30,18 @@ REFUSED = ('`losses', '`student', '`fit', '`teacher')
 """How the message of a refusal begins or what it names: a config key."""
 
 
-def distil(stock: Stock, folder: Path, losses: dict, **options: object) -> nn.Module:
+def distil(stock: Stock, losses: dict, **options: object) -> nn.Module:
     """The student of a stock config, with a teacher of twice its backbone's width."""
     torch.manual_seed(0)
     model = build_teacher_student(
-        detectors.config(stock), detectors.save_teacher(stock, folder), losses, **options
+        detectors.config(stock), detectors.teacher(stock), losses, **options
     )
     model.init_weights()
     return model
 
 
-def refusal(run: Callable[[], None]) -> str:
-    """Run it; what it was refused with at start, empty if it trained.
+def outcome_of(run: Callable[[], None]) -> str:
+    """Run it: ``'yes'``, or what it was refused with at start.
 
     Raises:
         Exception: Whatever is no refusal by a config key.
@@ -49,9 +50,9 @@ def refusal(run: Callable[[], None]) -> str:
         run()
     except ValueError as error:
         if any(key in str(error) for key in REFUSED):
-            return str(error)
+            return ' '.join(str(error).split())
         raise
-    return ''
+    return 'yes'
 
 
 def train(model: nn.Module, stock: Stock, terms: tuple[str, ...]) -> dict[str, Tensor]:
@@ -75,30 +76,30 @@ def train(model: nn.Module, stock: Stock, terms: tuple[str, ...]) -> dict[str, T
     return losses
 
 
-def classes(stock: Stock, folder: Path) -> str:
+def classes(stock: Stock) -> str:
     """The default head's classes by KD and SEL."""
     losses = dict(kd=dict(**KD), sel=dict(**SEL))
 
     def run() -> None:
         # An untrained teacher may win nowhere, so SEL may be 0.
-        train(distil(stock, folder, losses), stock, ('kd',))
+        train(distil(stock, losses), stock, ('kd',))
 
-    return refusal(run)
+    return outcome_of(run)
 
 
-def boxes(stock: Stock, folder: Path) -> str:
+def boxes(stock: Stock) -> str:
     """Boxes of the default head by KD."""
     # An untrained CenterNet's boxes have no area.
     losses = dict(kd=dict(**KD, box=dict(weight=1.0, distance='l1')))
 
     def run() -> None:
-        train(distil(stock, folder, losses), stock, ('kd', 'kd_box'))
+        train(distil(stock, losses), stock, ('kd', 'kd_box'))
 
-    return refusal(run)
+    return outcome_of(run)
 
 
-def masks(stock: Stock, folder: Path) -> str:
-    """Mask pixels by KD, of the first mask head that there is."""
+def masks(stock: Stock) -> str:
+    """Mask pixels by KD, of the first mask head that there is; empty without one."""
     model = detectors.build(stock)
     for head in MASK_HEADS:
         try:
@@ -107,31 +108,31 @@ def masks(stock: Stock, folder: Path) -> str:
             continue
 
         def run(head: str = head) -> None:
-            train(distil(stock, folder, dict(kd=dict(**KD, head=head))), stock, ('kd',))
+            train(distil(stock, dict(kd=dict(**KD, head=head))), stock, ('kd',))
 
-        return refusal(run)
-    return 'none'
+        return outcome_of(run)
+    return ''
 
 
-def fit(stock: Stock, folder: Path) -> str:
+def fit(stock: Stock) -> str:
     """FIT by unit on the default head."""
 
     def run() -> None:
-        train(distil(stock, folder, dict(kd=dict(**KD)), fit=FIT), stock, ('kd',))
+        train(distil(stock, dict(kd=dict(**KD)), fit=FIT), stock, ('kd',))
 
-    return refusal(run)
+    return outcome_of(run)
 
 
-def features(stock: Stock, folder: Path) -> str:
+def features(stock: Stock) -> str:
     """A loss of the backbone's maps, with a connector."""
 
     def run() -> None:
-        train(distil(stock, folder, FEATURES), stock, ('cwd',))
+        train(distil(stock, FEATURES), stock, ('cwd',))
 
-    return refusal(run)
+    return outcome_of(run)
 
 
-def together(stock: Stock, folder: Path) -> str:
+def together(stock: Stock) -> str:
     """Two networks that learn together."""
 
     def run() -> None:
@@ -143,9 +144,53 @@ def together(stock: Stock, folder: Path) -> str:
         model.parse_losses(losses)[0].backward()
         assert any(name.startswith('a/loss_kl') for name in losses), sorted(losses)
 
-    return refusal(run)
+    return outcome_of(run)
 
 
 COLUMNS = dict(
     classes=classes, boxes=boxes, masks=masks, fit=fit, features=features, together=together
 )
+
+
+def row(stock: Stock) -> dict[str, str]:
+    """What a stock config does: ``'yes'``, ``''`` for what it does not have, or why not."""
+    outcome = dict(config=stock.config, head=head_of(detectors.build(stock)))
+    for name, run in COLUMNS.items():
+        depends = name in ('boxes', 'fit') and outcome['classes'] != 'yes'
+        outcome[name] = '' if depends else run(stock)
+    return outcome
+
+
+def head_of(model: nn.Module) -> str:
+    """Class of the head that a detector predicts with."""
+    for path in HEADS:
+        try:
+            head = model.get_submodule(path)
+        except AttributeError:
+            continue
+        return type(head[-1] if isinstance(head, nn.ModuleList) else head).__name__
+    raise AssertionError(f'no head in {type(model).__name__}')
+
+
+def rows() -> list[dict[str, str]]:
+    """The table of detectors, with the heads that each can learn from."""
+    models = [detectors.build(stock) for stock in STOCK]
+    for model in models:  # their structure is all that pairing looks at
+        for parameter in model.parameters():
+            parameter.data = parameter.data.new_empty(0)
+    return [
+        row(stock) | {'learns from': teachers_of(model, models)}
+        for stock, model in zip(STOCK, models, strict=True)
+    ]
+
+
+def teachers_of(student: nn.Module, models: list[nn.Module]) -> str:
+    """Heads of the models that a student can learn from."""
+    fitting = {}
+    for model in models:
+        if (
+            outcome_of(lambda model=model: pair_heads(student, model, None, None, 'losses.kd'))
+            == 'yes'
+        ):
+            fitting[head_of(model)] = None
+    return ', '.join(fitting)

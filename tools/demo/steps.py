@@ -1,8 +1,10 @@
 """Runs commands that depend on each other, some at a time, and remembers which are finished."""
 
+import ctypes
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +13,8 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 LIVE = ('Iter(train)', 'Iter(val)', 'Iter(test)')  # mmengine's lines that show progress
 
 
@@ -116,6 +120,7 @@ class Job:
             stderr=subprocess.STDOUT,
             text=True,
             errors='replace',
+            preexec_fn=_die_with_parent if LIBC else None,
         )
         self.reader = threading.Thread(target=self._follow)
         self.reader.start()
@@ -149,6 +154,11 @@ class Job:
         self.process.terminate()
         self.process.wait()
         self.reader.join()
+
+
+def _die_with_parent() -> None:
+    """Let the system end this process when the one that started it ends, even if it is killed."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def shown(command: list[str]) -> str:

@@ -143,12 +143,11 @@ class DenseTargets:
         if len(lead.levels) == len(lead.all_levels):
             return self.all_assigned
         sizes = lead.all_levels.sizes
-        return Assigned(
-            *(
-                part if part is None else torch.cat(lead.common(part.split(sizes, 1)), 1)
-                for part in self.all_assigned
-            )
+        parts = (
+            None if part is None else torch.cat(lead.common(part.split(sizes, 1)), 1)
+            for part in self.all_assigned
         )
+        return Assigned(*parts)  # type: ignore[arg-type]  # only the last may be None
 
     @cached_property
     def index(self) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,8 @@
 """Running commands that need each other."""
 
+import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -124,3 +127,33 @@ def test_progress_is_shown_and_all_output_kept(run, tmp_path: Path, capsys: pyte
     assert '[train a] Iter(train) [1/2]' in shown
     assert '\nchatter' not in shown
     assert 'chatter' in (tmp_path / 'logs/train_a.log').read_text()
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='Linux tells a process that its parent died')
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGKILL'])
+def test_a_killed_demo_leaves_no_training_running(name, tmp_path: Path):
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT / 'tools/demo')!r})
+from pathlib import Path
+from steps import Step, run_steps
+train = 'import os, time; print("Iter(train)", os.getpid(), flush=True); time.sleep(60)'
+run_steps([Step('train', [sys.executable, '-c', train], [])], Path({str(tmp_path)!r}), '', 1)
+"""
+    demo = subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, text=True)
+    shown = [demo.stdout.readline() for _ in range(2)]
+    training = int(shown[1].split()[-1])
+    demo.send_signal(getattr(signal, name))
+    demo.wait()
+    demo.stdout.close()
+    for _ in range(100):
+        if not is_running(training):
+            return
+        time.sleep(0.05)
+    os.kill(training, signal.SIGKILL)
+    pytest.fail('the training outlived the demo')
+
+
+def is_running(process: int) -> bool:
+    state = Path(f'/proc/{process}/stat')
+    return state.exists() and state.read_text().split()[2] != 'Z'

@@ -3,6 +3,7 @@
 import torch
 from mmdet.models.dense_heads import FreeAnchorRetinaHead
 from mmdet.structures.bbox import bbox_overlaps
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from mmdistill_ext.functional.precision import full_precision
@@ -49,7 +50,9 @@ class FreeAnchor(DenseFamily):
         classified = positive | ~torch.stack(objects)
         return Assigned(torch.stack(labels), every, torch.stack(boxes), classified)
 
-    def _weights(self, scores: Tensor, deltas: Tensor, anchors: Tensor, truth) -> Tensor:
+    def _weights(
+        self, scores: Tensor, deltas: Tensor, anchors: Tensor, truth: InstanceData
+    ) -> Tensor:
         """Weights ``(N, G)`` of anchors in the Mean-max of the objects' bags."""
         scores, deltas = full_precision(scores), full_precision(deltas)
         weights = scores.new_zeros(len(truth), len(anchors))

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from mmdet.models.dense_heads import VFNetHead
+from mmengine.model import BaseModule
+from torch import Tensor
 
 from mmdistill_ext.taps import Call
 from mmdistill_ext.units.dense.family import DENSE_FAMILIES, Assigned, DenseFamily, by_level
@@ -20,10 +22,9 @@ class VFNet(DenseFamily):
 
     row_order = 'level_first'
 
-    @property
-    def needs_assigner(self) -> bool:
-        """Only ATSS's assignment has an assigner; the other is FCOS's."""
-        return self.head.use_atss
+    def __init__(self, head: BaseModule) -> None:
+        super().__init__(head)
+        self.needs_assigner = head.use_atss  # the other assignment is FCOS's
 
     def outputs(self, predicted: Sequence[Any]) -> Sequence[Any]:
         """Refined boxes, which come third while the head trains, second in eval mode."""
@@ -38,6 +39,6 @@ class VFNet(DenseFamily):
             counted = by_level(weights, levels) > 0
         return Assigned(labels, counted, boxes, counted)
 
-    def decode_targets(self, priors, strides, targets):
+    def decode_targets(self, priors: Tensor, strides: Tensor, targets: Tensor) -> Tensor:
         """Boxes ``(P, 4)`` from target distances."""
         return self.decode(priors, strides, targets)
