@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmdet.models.necks import FPN
 from mmdet.registry import MODELS as MMDET
+from mmdet.structures.mask import BitmapMasks
 from mmengine.logging import MessageHub
+from mmengine.structures import InstanceData
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -226,10 +229,6 @@ def condinst(channels: int = 8, kind: str = 'CondInst', **mask_head: object) -> 
 def boxinst(channels: int = 8) -> dict:
     """Return BoxInst, whose masks are learnt from boxes and colours."""
     cfg = condinst(channels, 'BoxInst', max_masks_to_train=-1, topk_masks_per_img=64)
-    cfg['data_preprocessor'].update(
-        type='BoxInstDataPreprocessor', mask_stride=4, pairwise_size=3, pairwise_dilation=2
-    )
-    cfg['data_preprocessor'].pop('pad_mask')
     return cfg
 
 
@@ -349,7 +348,21 @@ def batch(model: nn.Module, boxes: bool = True) -> tuple[torch.Tensor, list]:
         for sample in samples:
             size = tuple(inputs.shape[2:])
             sample.set_metainfo(dict(img_shape=size, pad_shape=size))
+    if type(model).__name__.endswith('BoxInst'):
+        for sample in samples:
+            _boxes_as_masks(sample.gt_instances, *inputs.shape[2:])
     return inputs, samples
+
+
+def _boxes_as_masks(instances: InstanceData, height: int, width: int) -> None:
+    """As BoxInst's preprocessor, with neighbours alike at random; it needs scikit-image."""
+    masks = np.zeros((len(instances), height, width), np.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, instances.bboxes.int(), strict=True):
+        mask[top:bottom, left:right] = 1
+    instances.masks = BitmapMasks(masks, height, width)
+    generator = torch.Generator().manual_seed(0)
+    alike = torch.rand(len(instances), 8, height // 4, width // 4, generator=generator)
+    instances.pairwise_masks = (alike < 0.5).float()
 
 
 def train(model: nn.Module) -> nn.Module:
