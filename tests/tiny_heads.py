@@ -2,9 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from mmdet.models.necks import FPN
+from mmdet.registry import MODELS as MMDET
+from mmdet.structures.mask import BitmapMasks
 from mmengine.logging import MessageHub
+from mmengine.structures import InstanceData
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdistill_ext.distillers.build import build_model
 from mmdistill_ext.distillers.teacher_student import build_teacher_student
@@ -21,6 +27,15 @@ MAX_IOU = dict(
     gt_max_assign_all=False,
 )
 THREE = dict(type='AnchorGenerator', ratios=[0.5, 1.0, 2.0], scales=[4], strides=STRIDES)
+
+
+@MMDET.register_module()
+class FinestTwice(FPN):
+    """The finest level, twice, as two stacked networks give it."""
+
+    def forward(self, inputs: tuple) -> tuple:
+        """Two maps ``(B, C, H, W)``."""
+        return super().forward(inputs)[:1] * 2
 
 
 def detector(kind: str, channels: int, train_cfg: dict | None, **heads: dict) -> dict:
@@ -127,6 +142,30 @@ def centernet(channels: int = 8) -> dict:
     return cfg
 
 
+def cornernet(channels: int = 8, kind: str = 'CornerHead', **head: object) -> dict:
+    """Return CornerNet on the level of stride 4, twice, as from two stacked networks."""
+    focal = dict(type='GaussianFocalLoss', alpha=2.0, gamma=4.0, loss_weight=1)
+    default = dict(
+        type=kind,
+        num_classes=3,
+        in_channels=8,
+        num_feat_levels=2,
+        corner_emb_channels=1,
+        loss_heatmap=focal,
+        loss_offset=dict(type='SmoothL1Loss', beta=1.0, loss_weight=1),
+    )
+    cfg = detector('CornerNet', channels, None, bbox_head={**default, **head})
+    cfg['neck'].update(type='FinestTwice', start_level=0, num_outs=4)
+    return cfg
+
+
+def centripetal(channels: int = 8) -> dict:
+    """Return CentripetalNet."""
+    shift = dict(type='SmoothL1Loss', beta=1.0, loss_weight=0.05)
+    losses = dict(loss_guiding_shift=shift, loss_centripetal_shift=shift)
+    return cornernet(channels, 'CentripetalHead', corner_emb_channels=0, **losses)
+
+
 def rtmdet_ins(channels: int = 8) -> dict:
     """Return RTMDet-Ins' usual head."""
     head = dict(
@@ -190,10 +229,6 @@ def condinst(channels: int = 8, kind: str = 'CondInst', **mask_head: object) -> 
 def boxinst(channels: int = 8) -> dict:
     """Return BoxInst, whose masks are learnt from boxes and colours."""
     cfg = condinst(channels, 'BoxInst', max_masks_to_train=-1, topk_masks_per_img=64)
-    cfg['data_preprocessor'].update(
-        type='BoxInstDataPreprocessor', mask_stride=4, pairwise_size=3, pairwise_dilation=2
-    )
-    cfg['data_preprocessor'].pop('pad_mask')
     return cfg
 
 
@@ -271,6 +306,8 @@ HEADS = dict(
     yolof=yolof,
     yolov3=yolov3,
     centernet=centernet,
+    cornernet=cornernet,
+    centripetal=centripetal,
     rtmdet_ins=rtmdet_ins,
     condinst=condinst,
     boxinst=boxinst,
@@ -282,7 +319,9 @@ HEADS = dict(
 )
 
 
-WITHOUT_BOXES = ('solo', 'decoupled', 'decoupled_light', 'solov2')
+MASKED = ('solo', 'decoupled', 'decoupled_light', 'solov2')
+"""Their head is the mask head."""
+WITHOUT_BOXES = ('cornernet', 'centripetal', 'solo', 'decoupled', 'decoupled_light', 'solov2')
 ONE_SIZE = ('PISASSDHead', 'YOLACTHead')
 
 
@@ -309,7 +348,30 @@ def batch(model: nn.Module, boxes: bool = True) -> tuple[torch.Tensor, list]:
         for sample in samples:
             size = tuple(inputs.shape[2:])
             sample.set_metainfo(dict(img_shape=size, pad_shape=size))
+    if type(model).__name__.endswith('BoxInst'):
+        for sample in samples:
+            _boxes_as_masks(sample.gt_instances, *inputs.shape[2:])
     return inputs, samples
+
+
+def _boxes_as_masks(instances: InstanceData, height: int, width: int) -> None:
+    """As BoxInst's preprocessor, with neighbours alike at random; it needs scikit-image."""
+    masks = np.zeros((len(instances), height, width), np.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, instances.bboxes.int(), strict=True):
+        mask[top:bottom, left:right] = 1
+    instances.masks = BitmapMasks(masks, height, width)
+    generator = torch.Generator().manual_seed(0)
+    alike = torch.rand(len(instances), 8, height // 4, width // 4, generator=generator)
+    instances.pairwise_masks = (alike < 0.5).float()
+
+
+def train(model: nn.Module) -> nn.Module:
+    """Put a model into training mode, but not the BNs that CornerNet's head cannot do without."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    return model
 
 
 def save_weights(folder: Path, cfg: dict, seed: int) -> str:
@@ -328,4 +390,4 @@ def distil(
     model = build_teacher_student(cfg, dict(model=teacher, checkpoint=path), losses)
     model.load_state_dict(build(cfg, seeds[0]).state_dict())
     MessageHub.get_current_instance().update_info('iter', 0)  # BoxInst asks for it
-    return model.train()
+    return train(model)

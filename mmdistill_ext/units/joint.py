@@ -128,10 +128,10 @@ class JointHeads(ABC):
 
 
 def shallow_copy(sample: BaseDataElement) -> BaseDataElement:
-    """A data sample to put a network's own prediction in, or to change; tensors are shared."""
+    """A data sample to put a network's own prediction in; what it holds is shared."""
     copied = type(sample)(metainfo=sample.metainfo)
     for name, value in sample.items():
-        copied.set_data({name: value.clone() if isinstance(value, BaseDataElement) else value})
+        copied.set_data({name: value})
     return copied
 
 

@@ -192,9 +192,11 @@ def _add_detectors() -> None:
     )
     from mmdet.models.detectors.base_detr import DetectionTransformer
     from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstanceSegmentor
+    from mmdet.models.losses import DiceLoss
     from mmdet.models.roi_heads.mask_heads import DynamicMaskHead, FCNMaskHead
 
     from mmdistill_ext.units.dense.pair import DensePair
+    from mmdistill_ext.units.instance.grid_pair import GridMaskPair
     from mmdistill_ext.units.instance.pair import InstanceMaskPair
     from mmdistill_ext.units.query.mask_pair import QueryMaskPair
     from mmdistill_ext.units.query.pair import QueryPair
@@ -210,6 +212,7 @@ def _add_detectors() -> None:
         register_pair(SingleStageInstanceSegmentor, instance, head=head)(DensePair)
     for mask_head in (CondInstMaskHead, YOLACTProtonet):
         register_pair(SingleStageInstanceSegmentor, instance, head_type=mask_head)(InstanceMaskPair)
+    register_pair(SingleStageInstanceSegmentor, instance, head_type=DiceLoss)(GridMaskPair)
     register_pair(RTMDet, 'an RTMDet', head_type=MaskFeatModule)(InstanceMaskPair)
     register_pair(DetectionTransformer, 'a DETR', head=box)(QueryPair)
     register_pair(SparseRCNN, 'a Sparse R-CNN', head=f'roi_head.{box}')(QueryPair)

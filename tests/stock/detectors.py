@@ -259,9 +259,11 @@ def _widen(cfg: object, channels: tuple[int, ...], width: int) -> None:
                 cfg[key] = type(value)((*wide, *value[len(channels) :]))
         else:
             _widen(value, channels, width)
-    neck = cfg.get('neck') if isinstance(cfg, dict) and 'backbone' in cfg else None
-    if isinstance(neck, dict) and neck.get('in_channels') == channels[-1]:
-        neck['in_channels'] = width * channels[-1]
+    if not isinstance(cfg, dict) or 'backbone' not in cfg:
+        return
+    after = cfg.get('neck') or cfg.get('bbox_head')  # what takes the backbone's last map
+    if isinstance(after, dict) and after.get('in_channels') == channels[-1]:
+        after['in_channels'] = width * channels[-1]
 
 
 def _drop_pretrained(cfg: object) -> None:

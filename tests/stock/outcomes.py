@@ -101,7 +101,8 @@ def boxes(stock: Stock) -> str:
 def masks(stock: Stock) -> str:
     """Mask pixels by KD, of the first mask head that there is; empty without one."""
     model = detectors.build(stock)
-    for head in MASK_HEADS:
+    solo = 'solo' in stock.config  # its mask head stands for the classes
+    for head in ('mask_head.loss_mask',) if solo else MASK_HEADS:
         try:
             model.get_submodule(head)
         except AttributeError:

@@ -108,7 +108,7 @@ def head(name):
     splits = name in ('yolov3', 'rtmdet_ins', 'condinst', 'boxinst')
     boxless = name in tiny_heads.WITHOUT_BOXES
     losses = {key: dict(TERMS[key], box=None) for key in ('kd', 'sel')} if boxless else TERMS
-    main, part = ('mask', 'mask_head') if boxless else ('bbox', 'bbox_head')
+    main, part = ('mask', 'mask_head') if name in tiny_heads.MASKED else ('bbox', 'bbox_head')
     return Case(
         name,
         'head',

@@ -42,6 +42,7 @@ class JointDense(JointDetectors):
         self.first, lead = next(iter(self.families.items()))
         self.num_classes = lead.num_classes
         self.sigmoid = lead.sigmoid
+        self.has_boxes = all(family.has_boxes for family in self.families.values())
         self.background = self.sigmoid  # a softmax has a channel for background
         self._loss_tap = f'{HEAD}.loss_by_feat'
         self._target_taps = tuple(f'{HEAD}.{name}' for name in lead.taps)

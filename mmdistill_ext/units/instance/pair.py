@@ -9,19 +9,18 @@ from torch import nn
 import mmdistill_ext.units.instance.families  # noqa: F401  (registers mmdet's)
 from mmdistill_ext.taps import Call, Taps, resolve
 from mmdistill_ext.units.base import Units
-from mmdistill_ext.units.dense.pair import DensePair
-from mmdistill_ext.units.detector_pair import IGNORED, DetectorPair, size_of
+from mmdistill_ext.units.detector_pair import IGNORED, size_of
 from mmdistill_ext.units.instance.family import INSTANCE_FAMILIES, InstanceFamily
+from mmdistill_ext.units.instance.masks_pair import LocationMaskPair
 from mmdistill_ext.units.instance.step import InstanceStep
 from mmdistill_ext.units.painters import MaskRegions
 
 
-class InstanceMaskPair(DetectorPair):
+class InstanceMaskPair(LocationMaskPair):
     """Pairs the masks that student and teacher predict for an object, pixel by pixel.
 
     Of the locations that the student's own target assignment gives to an object, the likeliest in
-    the student predicts the mask in both models. As in a binary segmenter a pixel is inside or
-    outside.
+    the student predicts the mask in both models.
 
     Args:
         student: The student, an mmdet detector that predicts masks of its locations.
@@ -34,13 +33,6 @@ class InstanceMaskPair(DetectorPair):
         ValueError: A path leads nowhere, or the heads cannot be paired; the message says why.
     """
 
-    background = False
-    box_distances = ()
-    sigmoid = True
-    predicts = False
-    num_classes = 2
-    label_kinds = 'boxes and masks'
-
     def __init__(
         self, student: nn.Module, teacher: nn.Module, head: str, teacher_head: str, key: str
     ) -> None:
@@ -51,13 +43,7 @@ class InstanceMaskPair(DetectorPair):
                 f'Student and teacher should predict masks in the same way (`{key}`). Found '
                 f'{type(self.student.head).__name__} and {type(self.teacher.head).__name__}.'
             )
-        self.dense = DensePair(student, teacher, self.student.dense, self.teacher.dense, key)
-        if len(self.dense.student_levels) < len(self.dense.student.strides):
-            raise ValueError(
-                f'The teacher should have all levels of the student (`{key}`). Found '
-                f'{self.dense.student.strides} in the student, {self.dense.teacher.strides} in the '
-                'teacher.'
-            )
+        self.pair_classes(student, teacher, self.student.dense, self.teacher.dense, key)
         self.head = self.student.head
         self.heads = head, teacher_head
         self.student_tap = f'{self.student.owner}.{self.student.loss}'
@@ -65,35 +51,6 @@ class InstanceMaskPair(DetectorPair):
         self.student_taps = tuple(dict.fromkeys(paths))
         self.teacher_tap = self.teacher.dense
         self.prefix = 'mask'
-
-    @property
-    def data_classes(self) -> int:
-        """Number of classes of the data set; the labels are only outside and inside."""
-        return self.dense.num_classes
-
-    def label_names(self, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """Names of the labels, whatever the data's classes are."""
-        return ('outside', 'inside')
-
-    def has_labels(self, sample: dict) -> bool:
-        """Whether a sample of a data set has the boxes and masks that the own loss needs."""
-        return 'masks' in sample['data_samples'].get('gt_instances', {}) and super().has_labels(
-            sample
-        )
-
-    def fused_loss(self, key: str) -> None:
-        """None: the head forms its own loss.
-
-        Raises:
-            ValueError: On ``fuse_task_loss``, and on ``fit``.
-        """
-        if key == 'fit':
-            raise ValueError(
-                f'`{key}` cannot split the own loss of the masks of {type(self.head).__name__}: it '
-                'compares them in one piece, at all locations of an object. Leave out this loss, '
-                f'or `{key}`.'
-            )
-        super().fused_loss(key)
 
     def step(
         self, taps: Taps, teacher_call: Call, data_samples: list[DetDataSample]

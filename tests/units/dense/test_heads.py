@@ -20,14 +20,15 @@ from tests.tiny_zoo import in_one
 
 HEADS = list(tiny_heads.HEADS)
 BOXES = [name for name in HEADS if name not in tiny_heads.WITHOUT_BOXES]
-LABELLED = [name for name in HEADS if name not in ('pisa', 'yolov3', 'centernet')]
+SOFT = ('pisa', 'yolov3', 'centernet', 'cornernet', 'centripetal')
+LABELLED = [name for name in HEADS if name not in SOFT]
 """Their own loss is a function of the units' logits and labels alone."""
 C = 3
 
 
 def models(name, student_seed=0, teacher_seed=1):
     make = tiny_heads.HEADS[name]
-    student = tiny_heads.build(make(), student_seed).train()
+    student = tiny_heads.train(tiny_heads.build(make(), student_seed))
     return student, tiny_heads.build(make(), teacher_seed).eval()
 
 
@@ -94,7 +95,7 @@ def own_class_loss(name, units):
         bce = F.binary_cross_entropy_with_logits(logits, truth, reduction='none')
         loss = (bce * (truth - logits.sigmoid()).abs() ** 2)[valid].sum()
         return loss / max(ious.sum().item(), 1)
-    if name in tiny_heads.WITHOUT_BOXES:
+    if name in tiny_heads.MASKED:
         count = count + 1
     if name == 'yolof':
         count = by_image
@@ -231,6 +232,21 @@ def test_units_of_centernet_are_pixels_of_its_heatmaps():
     assert centre.sum() == 4
 
 
+@pytest.mark.parametrize('name', ['cornernet', 'centripetal'])
+def test_units_of_corners_are_pixels_of_the_last_heatmaps(name):
+    student, teacher = models(name)
+    units, taps, *_ = run(student, teacher, heat='bbox_head.loss_heatmap')
+    calls = taps.all('bbox_head.loss_heatmap')
+    assert len(calls) == 4
+    both = [torch.stack([call.args[place] for call in calls[-2:]], 1) for place in (0, 1)]
+    scores, target = (x.permute(0, 3, 4, 1, 2).flatten(1, 3) for x in both)  # corners last
+    torch.testing.assert_close(flat(units)[0].sigmoid(), scores, rtol=1e-4, atol=1e-5)
+    corner = (target == 1).any(-1)
+    assert torch.equal(units.labels, target.argmax(-1).where(corner, C))
+    assert corner.sum() == 8
+    assert units.boxes is None
+
+
 def test_heatmaps_of_another_size_are_refused():
     cfg = tiny_heads.HEADS['centernet']()
     cfg['neck'].update(start_level=1, end_level=1)
@@ -267,7 +283,7 @@ def test_equal_models_have_nothing_to_learn_and_another_teacher_teaches_the_head
             continue
         assert all(value > 1e-3 for value in ours)
         sum(ours).backward()
-        head = model.mask_head if box is None else model.bbox_head
+        head = model.mask_head if name in tiny_heads.MASKED else model.bbox_head
         assert any(p.grad is not None and p.grad.any() for p in head.parameters())
 
 
@@ -299,7 +315,7 @@ def test_a_loss_that_is_no_sum_over_units_is_not_split(name, tmp_path):
 
 def other(name, **head):
     cfg = tiny_heads.HEADS[name]()
-    part = 'mask_head' if name in tiny_heads.WITHOUT_BOXES else 'bbox_head'
+    part = 'mask_head' if name in tiny_heads.MASKED else 'bbox_head'
     cfg[part].update(head)
     return tiny_heads.build(cfg, 1)
 
@@ -381,7 +397,7 @@ def network_cfg(name, place):
     return tiny_heads.HEADS[name]((8, 12)[place])
 
 
-@pytest.mark.parametrize('name', tiny_heads.WITHOUT_BOXES)
+@pytest.mark.parametrize('name', tiny_heads.MASKED)
 def test_masks_without_boxes_are_not_merged(name):
     with pytest.raises(ValueError, match=r'`students.a` should be a detector with a `bbox_head`'):
         CollaborativeDistiller(networks(name), second=dict(type='MinLoss'))
