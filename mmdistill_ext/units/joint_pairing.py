@@ -24,9 +24,9 @@ def pair_networks(networks: Mapping[str, nn.Module]) -> JointHeads:
         ValueError: The networks are neither all segmenters nor all single-stage detectors.
     """
     if has_framework('mmseg'):
-        from mmseg.models.segmentors import EncoderDecoder
+        from mmseg.models.segmentors import BaseSegmentor
 
-        if all(isinstance(network, EncoderDecoder) for network in networks.values()):
+        if all(isinstance(network, BaseSegmentor) for network in networks.values()):
             from mmdistill_ext.units.pixel.joint import JointPixels
 
             return JointPixels(networks)
@@ -41,7 +41,7 @@ def pair_networks(networks: Mapping[str, nn.Module]) -> JointHeads:
             return JointDense(networks)
     types = {name: type(network).__name__ for name, network in networks.items()}
     raise ValueError(
-        '`students` should all be segmentors of mmsegmentation (EncoderDecoder), or all '
+        '`students` should all be segmentors of mmsegmentation, or all '
         'single-stage detectors of mmdetection: pixels pair with pixels, anchors and points with '
         f'anchors and points; RoIs and queries, which every network picks itself, do not. Found '
         f'{types}.'
