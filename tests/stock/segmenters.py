@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import cache
+from unittest import mock
 
 import torch
 from mmengine.structures import PixelData
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
 from mmdistill_ext.distillers.collaborative import CollaborativeDistiller
 from mmdistill_ext.distillers.teacher_student import build_teacher_student
+from mmdistill_ext.units.features import probe
 from mmdistill_ext.units.pairing import pair_heads
 
 # Every number of channels is divided by the same factor, so that those which belong together stay
@@ -73,17 +77,19 @@ CLASSES = 4
 SIZE = (64, 64)
 SIZES = dict(mobilenet_v3=(392, 392))  # its pooling has a window of 49 pixels at stride 8
 TAPS = dict(
-    san='image_encoder',
+    dpt='backbone.0.0',  # of each level the map and the class token
+    san='image_encoder.0.0',
     ddrnet='backbone.spp',  # these two backbones give other features in training
     pidnet='backbone.spp',
 )
 NOTES = dict(
     ddrnet="features: `tap='backbone.spp'`, the backbone gives other features in training",
     pidnet="features: `tap='backbone.spp'`, the backbone gives other features in training",
+    dpt="features: `tap='backbone.0.0'`, the map of the first level",
     point_rend='student: the points of its own loss; COL: the stage before',
     mask2former='scores of classes per pixel, from all queries',
     maskformer='scores of classes per pixel, from all queries',
-    san="scores of classes per pixel, from all queries; features: `tap='image_encoder'`",
+    san="scores of classes per pixel, from all queries; features: `tap='image_encoder.0.0'`",
     fastscnn='sigmoids; learns from softmax teachers too, but does not teach softmax students',
 )
 KD, SEL = dict(type='KDLoss'), dict(type='SelectiveLoss')
@@ -96,6 +102,8 @@ VALUES = dict(
     num_queries=8,
     sos_token_num=8,
     num_points=32,
+    num_modules=1,
+    eval_steps=6,  # of SegNeXt's head, as many as in training
     drop_path_rate=0.0,
     pretrained=None,
     init_cfg=None,
@@ -109,7 +117,7 @@ def size_of(name: str) -> tuple[int, int]:
 
 def config(name: str, wide: bool = False) -> dict:
     """Return a stock config's model, shrunk; ``wide`` for the teacher's."""
-    cfg = resolve_model_cfg(f'mmseg::{name}.py')
+    cfg = copy.deepcopy(_stock(name))
     _shrink(cfg, CONFIGS[name][wide])
     cfg.data_preprocessor.size = size_of(name)
     cfg.test_cfg.update(mode='whole')
@@ -146,7 +154,8 @@ def distilled(
     torch.manual_seed(0)
     trained = dict(model=config(teacher or name, wide=True), pretrained=True)
     rule = dict(function=dict(type='ConstantFit', c=0.5), split='unit') if fit else None
-    return _ready(build_teacher_student(config(name), trained, losses, fit=rule))
+    with mock.patch.object(probe, 'SIZE', size_of(name)):
+        return _ready(build_teacher_student(config(name), trained, losses, fit=rule))
 
 
 def together(name: str) -> nn.Module:
@@ -159,7 +168,7 @@ def together(name: str) -> nn.Module:
 def rows() -> list[dict[str, str]]:
     """What works with each config, by doing it: a row of the table of coverage each."""
     built = {name: build(name, wide=True) for name in CONFIGS}
-    return [row(name) | dict(pairs=_pairs(name, built)) for name in CONFIGS]
+    return [row(name) | dict(pairs=pairs_with(name, built)) for name in CONFIGS]
 
 
 def row(name: str) -> dict[str, str]:
@@ -218,7 +227,7 @@ def _try(run: Callable[[], None]) -> str:
     return 'yes'
 
 
-def _pairs(name: str, built: dict[str, nn.Module]) -> str:
+def pairs_with(name: str, built: dict[str, nn.Module]) -> str:
     """Which of the models a student of this config can learn from."""
     refused = [
         teacher.split('/')[0]
@@ -238,6 +247,11 @@ def _ready(model: nn.Module) -> nn.Module:
     return model.train()
 
 
+@cache
+def _stock(name: str) -> dict:
+    return resolve_model_cfg(f'mmseg::{name}.py')
+
+
 def _shrink(node: object, factor: int) -> None:
     """Divide all numbers of channels, and replace what is large or comes from the network."""
     if isinstance(node, list | tuple):
@@ -251,7 +265,13 @@ def _shrink(node: object, factor: int) -> None:
     if node.get('type') == 'ResNeSt':
         node.update(stem_channels=64, base_channels=64)
     if node.get('type') == 'CLIPTextEncoder':
-        node.update(dataset_name=None, vocabulary=list('abcd'), num_layers=1)
+        node.update(dataset_name=None, vocabulary=list('abcd'), num_layers=1, cache_feature=False)
+    if isinstance(node.get('num_layers'), int):
+        kept = node.get('out_indices')
+        if isinstance(kept, list | tuple):
+            node.update(num_layers=len(kept), out_indices=tuple(range(len(kept))))
+        else:
+            node['num_layers'] = min(2, node['num_layers'])
     for key, value in node.items():
         if key in VALUES:
             node[key] = VALUES[key]
@@ -259,6 +279,8 @@ def _shrink(node: object, factor: int) -> None:
             node[key] = None if value[-1] != 0.1 else [1.0] * CLASSES + [0.1]
         elif key == 'type' and value == 'SyncBN':
             node[key] = 'BN'
+        elif key == 'num_blocks':
+            node[key] = (1,) * len(value)
         elif key == 'num_groups' and value == 32:
             node[key] = 4
         elif key.endswith('channels') or key in DIVIDED:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from mmdistill_ext.taps import resolve
+from mmdistill_ext.units.pixel import mmseg_heads  # noqa: F401  registers those of mmseg
 from mmdistill_ext.units.pixel.head_logits import HeadLogits, logits_of
 
 MAIN, AUXILIARY = 'decode_head', 'auxiliary_head'
@@ -22,6 +23,17 @@ class FoundHead(NamedTuple):
 
     path: str
     logits: HeadLogits
+
+    @property
+    def output(self) -> str:
+        """Path of the module or method whose call shows what the head predicts with."""
+        method = self.logits.output_method
+        return self.path if method == 'forward' else f'{self.path}.{method}'
+
+    @property
+    def loss(self) -> str:
+        """Path of the method that is given what the head's loss is formed of."""
+        return f'{self.path}.{self.logits.loss_method}'
 
 
 def find_head(model: nn.Module, path: str, key: str) -> FoundHead:

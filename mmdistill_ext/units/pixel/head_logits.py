@@ -148,8 +148,6 @@ def logits_of(head: nn.Module, path: str, key: str) -> HeadLogits:
         ValueError: The head predicts no classes per pixel, or its class changes what the loss or
             the prediction is formed of without saying where the logits are.
     """
-    from mmdistill_ext.units.pixel import mmseg_heads  # noqa: F401  registers those of mmseg
-
     derived: list[type] = []
     for base in type(head).__mro__:
         if base in TABLE:

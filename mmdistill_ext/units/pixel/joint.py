@@ -39,7 +39,7 @@ class JointPixels(JointHeads):
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         found = {name: find_map_head(x, f'students.{name}') for name, x in networks.items()}
-        self._paths = {name: head.path for name, head in found.items()}
+        self._taps = {name: head.loss for name, head in found.items()}
         self.heads = {name: head.logits for name, head in found.items()}
         self._final = {
             name: find_head(x, MAIN, f'students.{name}').logits for name, x in networks.items()
@@ -58,7 +58,7 @@ class JointPixels(JointHeads):
 
     def taps(self, name: str) -> tuple[str, ...]:
         """Path of the method that forms the own loss of a network's head."""
-        return (f'{self._paths[name]}.{self.heads[name].loss_method}',)
+        return (self._taps[name],)
 
     def __call__(
         self,
@@ -95,7 +95,7 @@ class JointPixels(JointHeads):
         )
 
     def _logits(self, name: str, records: Taps) -> Tensor:
-        (path,) = self.taps(name)
+        path = self._taps[name]
         return check_logits(self.heads[name].of_loss(records[path]), path)
 
     def predict(

@@ -13,7 +13,7 @@ from mmdistill_ext.taps import Call
 from mmdistill_ext.units.pixel.activation import log_scores, mask_logits
 from mmdistill_ext.units.pixel.head_logits import HeadLogits, register_logits
 
-register_logits(BaseDecodeHead, BaseCascadeDecodeHead, heads.STDCHead)(HeadLogits)
+register_logits(BaseDecodeHead, BaseCascadeDecodeHead)(HeadLogits)
 
 
 @register_logits(heads.DAHead, heads.EncHead, heads.DDRHead)
@@ -108,3 +108,10 @@ class Depth(HeadLogits):
     """A head that predicts depth."""
 
     refused = 'predicts depth, no classes per pixel'
+
+
+@register_logits(heads.STDCHead)
+class Boundaries(HeadLogits):
+    """STDC's third auxiliary head."""
+
+    refused = 'predicts boundaries between classes, which the labels do not name'

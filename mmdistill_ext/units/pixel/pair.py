@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from mmdistill_ext.units.base import FusedCrossEntropy, SplitRule, Units
 from mmdistill_ext.units.pair import HeadPair
 from mmdistill_ext.units.pixel.activation import conversion
 from mmdistill_ext.units.pixel.head import MAIN, FoundHead, check_logits, find_head
+from mmdistill_ext.units.pixel.head_logits import HeadLogits
 from mmdistill_ext.units.pixel.points import paint_points, sample_labels, sample_map
 from mmdistill_ext.units.split.head_split import HeadSplit
 
@@ -60,10 +60,8 @@ class PixelPair(HeadPair):
         self.sigmoid = mine.logits.sigmoid
         self.predicts = self.head is find_head(student, MAIN, key).logits.head
         self.heads = mine.path, other.path
-        self.student_tap = f'{mine.path}.{mine.logits.loss_method}'
+        self.student_tap, self.teacher_tap = mine.loss, other.output
         self.student_taps = (self.student_tap,)
-        output = other.logits.output_method
-        self.teacher_tap = other.path if output == 'forward' else f'{other.path}.{output}'
         short = mine.path.replace('_head', '').replace('auxiliary', 'aux')
         self.prefix = short.replace('.', '_')
 
@@ -91,21 +89,14 @@ class PixelPair(HeadPair):
         Raises:
             ValueError: The head's loss is not one plain softmax cross-entropy.
         """
-        losses = self.logits.losses
-        plain = (
-            type(self.head).loss_by_feat is BaseDecodeHead.loss_by_feat
-            and self.head.sampler is None
-            and len(losses) == 1
-            and _is_plain(losses[0])
-        )
-        if not plain or self.sigmoid:
+        obstacle = _obstacle(self.logits)
+        if obstacle:
             raise ValueError(
                 f'`{key}` needs a head whose loss is one softmax CrossEntropyLoss with '
-                f"reduction='mean' and no pixel sampler. Found {type(self.head).__name__} with "
-                f'{[type(item).__name__ for item in losses] or "a loss of its own"}: without '
-                f'`{key}` it can be distilled.'
+                f"reduction='mean' and no pixel sampler. Found a {type(self.head).__name__} with "
+                f'{obstacle}: without `{key}` it can be distilled.'
             )
-        loss = losses[0]
+        (loss,) = self.logits.losses
         weight = loss.class_weight
         return FusedCrossEntropy(
             name=loss.loss_name,
@@ -217,9 +208,15 @@ def _conversion(mine: FoundHead, other: FoundHead, key: str) -> Callable[[Tensor
     return convert
 
 
-def _is_plain(loss: Any) -> bool:
-    return (
-        type(loss) is CrossEntropyLoss
-        and not (loss.use_sigmoid or loss.use_mask)
-        and loss.reduction == 'mean'
-    )
+def _obstacle(logits: HeadLogits) -> str | None:
+    """Why the block-wise pass cannot form the head's own loss; None if it can."""
+    if type(logits.head).loss_by_feat is not BaseDecodeHead.loss_by_feat:
+        return 'a `loss_by_feat` of its own'
+    if logits.head.sampler is not None:
+        return f'a sampler, {type(logits.head.sampler).__name__}'
+    if len(logits.losses) != 1 or type(logits.losses[0]) is not CrossEntropyLoss:
+        return f'[{", ".join(type(loss).__name__ for loss in logits.losses)}]'
+    (loss,) = logits.losses
+    if logits.sigmoid or loss.use_mask:
+        return 'a sigmoid'
+    return None if loss.reduction == 'mean' else f'reduction={loss.reduction!r}'
