@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmcv.cnn.bricks import DropPath
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -12,6 +13,7 @@ from mmdistill_ext.units.pixel.mmseg_heads import MaskClasses
 from tests.stock import segmenters
 from tests.stock.segmenters import CONFIGS, KD, SEL
 
+STOCHASTIC = (_BatchNorm, _DropoutNd, DropPath, nn.MultiheadAttention)
 WITHOUT_FIT = {
     'danet': '`loss_by_feat` of its own',
     'ddrnet': '`loss_by_feat` of its own',
@@ -84,7 +86,7 @@ def test_reads_the_logits_that_are_predicted_with(name):
     torch.testing.assert_close(upsampled(logits, model), expected, rtol=0, atol=accuracy)
 
     for part in model.modules():
-        part.training = not isinstance(part, (_BatchNorm, _DropoutNd, nn.MultiheadAttention))
+        part.training = not isinstance(part, STOCHASTIC)
     loss = dict(loss=found.loss, output=found.path)
     with Taps(model, loss) as taps:
         torch.manual_seed(0)

@@ -45,6 +45,11 @@ class PixelPair(HeadPair):
     Raises:
         ValueError: A path leads nowhere, a head has no per-pixel logits, or the heads differ in
             classes, or in what they predict with and there is no exact conversion.
+
+    Attributes:
+        student_head: The student's head, and how it is read.
+        other_head: The teacher's.
+        convert: Turns the teacher's logits into such as the student's.
     """
 
     label_kinds = 'gt_sem_seg'
@@ -54,9 +59,10 @@ class PixelPair(HeadPair):
     ) -> None:
         mine = find_head(student, head, f'{key}.head')
         other = find_head(teacher, teacher_head, f'{key}.teacher_head')
+        self.student_head, self.other_head = mine, other
         self.logits, self.teacher_logits = mine.logits, other.logits
         self.head, self.teacher_head = mine.logits.head, other.logits.head
-        self._convert = _conversion(mine, other, key)
+        self.convert = _conversion(mine, other, key)
         self.sigmoid = mine.logits.sigmoid
         self.predicts = self.head is find_head(student, MAIN, key).logits.head
         self.heads = mine.path, other.path
@@ -74,6 +80,10 @@ class PixelPair(HeadPair):
     def data_classes(self) -> int:
         """Number of classes of the data set."""
         return self.logits.num_labels
+
+    def label_names(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of the labels; of a binary head whose data names one class, label 0 is the rest."""
+        return ('background', *classes) if len(classes) < self.num_classes == 2 else classes
 
     @property
     def ignore_index(self) -> int:
@@ -119,7 +129,7 @@ class PixelPair(HeadPair):
         student = self.logits.of_loss(call)
         check_logits(student, self.student_tap, 4 if points is None else 3)
         teacher = check_logits(self.teacher_logits.of_output(teacher_call), self.teacher_tap)
-        teacher = self._convert(teacher)
+        teacher = self.convert(teacher)
         labels = torch.stack([sample.gt_sem_seg.data.squeeze(0) for sample in data_samples])
         paint = None
         if points is not None:
