@@ -20,7 +20,6 @@ from mmdistill_ext.policies.second_predictions import LabelSpec, build_second_pr
 from mmdistill_ext.preprocessing.network_inputs import NetworkInputs
 from mmdistill_ext.registry import MODELS
 from mmdistill_ext.taps import Taps
-from mmdistill_ext.units.joint import JointUnits
 from mmdistill_ext.units.joint_pairing import pair_networks
 
 
@@ -172,7 +171,7 @@ class CollaborativeDistiller(BaseModel):
 
     @torch.no_grad()
     def error_correlation(self, data: dict) -> Tensor:
-        """Sums for the correlation of the networks' errors on a batch, in the present mode.
+        """Sums for the correlation of the networks' errors on a batch, in eval mode.
 
         Args:
             data: What the loader gives, with labels.
@@ -181,8 +180,7 @@ class CollaborativeDistiller(BaseModel):
             ``(N, N)`` float64.
         """
         data = self.data_preprocessor(data, False)
-        _, taps = self._run(network_loss, data['inputs'], data['data_samples'])
-        units: JointUnits = self.joint(taps, data['data_samples'], boxes=False)
+        units = self.joint.evaluated(self.students, data['inputs'], data['data_samples'])
         return self.collaboration.error_correlation(units)
 
     def _run(

@@ -100,6 +100,25 @@ class JointHeads(ABC):
             ValueError: The networks saw images of different sizes.
         """
 
+    def evaluated(
+        self,
+        networks: Mapping[str, BaseModel],
+        inputs: Mapping[str, Tensor],
+        data_samples: Mapping[str, list],
+    ) -> JointUnits:
+        """The units of a batch that nothing is learned from, in eval mode (COL-3).
+
+        Args:
+            networks: Name -> network.
+            inputs: Name -> preprocessed batch ``(B, 3, H, W)``.
+            data_samples: Name -> the batch's data samples, with labels.
+        """
+        taps = {}
+        for name, network in networks.items():
+            with Taps(network, {path: path for path in self.taps(name)}) as taps[name]:
+                network(inputs[name], data_samples[name], mode='loss')
+        return self(taps, data_samples, boxes=False)
+
     @abstractmethod
     def predict(
         self,

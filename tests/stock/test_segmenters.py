@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from mmdistill_ext.isolation import eval_mode
 from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.pixel.head import find_head
 from mmdistill_ext.units.pixel.mmseg_heads import MaskClasses
@@ -62,11 +63,18 @@ def test_distils(name):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_trains_together_and_predicts(name):
+def test_trains_together(name):
+    """And the errors in eval mode, which set the weights of some ensembles, can be measured."""
     model = segmenters.together(name)
     losses = segmenters.step(model, name)
     assert all(losses[f'{network}/loss_kl'] > 0 for network in 'ab')
     (losses['ensemble/loss'] + losses['a/loss_kl']).backward()
+    inputs, samples = (dict.fromkeys('ab', x) for x in segmenters.batch(name))
+    with torch.no_grad(), eval_mode(model):
+        units = model.joint.evaluated(model.students, inputs, samples)
+        correlation = model.collaboration.error_correlation(units)
+    assert correlation.shape == (2, 2)
+    assert (correlation.diagonal() > 0).all()
     for network in model.students.values():
         assert any(x.grad is not None and x.grad.any() for x in network.parameters())
 

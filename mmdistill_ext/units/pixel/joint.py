@@ -39,7 +39,7 @@ class JointPixels(JointHeads):
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         found = {name: find_map_head(x, f'students.{name}') for name, x in networks.items()}
-        self._taps = {name: head.loss for name, head in found.items()}
+        self._heads = found
         self.heads = {name: head.logits for name, head in found.items()}
         self._final = {
             name: find_head(x, MAIN, f'students.{name}').logits for name, x in networks.items()
@@ -58,7 +58,7 @@ class JointPixels(JointHeads):
 
     def taps(self, name: str) -> tuple[str, ...]:
         """Path of the method that forms the own loss of a network's head."""
-        return (self._taps[name],)
+        return (self._heads[name].loss,)
 
     def __call__(
         self,
@@ -76,6 +76,36 @@ class JointPixels(JointHeads):
         Raises:
             ValueError: The networks' labels have different sizes.
         """
+        logits = {name: self._logits(name, records) for name, records in taps.items()}
+        return self._units(logits, data_samples)
+
+    def evaluated(
+        self,
+        networks: Mapping[str, BaseSegmentor],
+        inputs: Mapping[str, Tensor],
+        data_samples: Mapping[str, list[SegDataSample]],
+    ) -> JointUnits:
+        """The units of a batch that nothing is learned from, in eval mode (COL-3).
+
+        The logits are those that the heads predict with: some cannot form their loss in this mode.
+
+        Args:
+            networks: Name -> an mmseg segmentor.
+            inputs: Name -> preprocessed batch ``(B, 3, H, W)``.
+            data_samples: Name -> the batch's data samples, with labels.
+        """
+        logits = {}
+        for name, network in networks.items():
+            head = self._heads[name]
+            with Taps(network, dict(head=head.output), stop_after=dict(head=1)) as taps:
+                network.encode_decode(inputs[name], [x.metainfo for x in data_samples[name]])
+            logits[name] = check_logits(head.logits.of_output(taps['head']), head.path)
+        return self._units(logits, data_samples)
+
+    def _units(
+        self, logits: Mapping[str, Tensor], data_samples: Mapping[str, list[SegDataSample]]
+    ) -> JointUnits:
+        """Units of the networks' logits and the labels, which should be of one size."""
         labels = {
             name: torch.stack([_padded_label(sample, self.ignore_index) for sample in samples])
             for name, samples in data_samples.items()
@@ -89,13 +119,13 @@ class JointPixels(JointHeads):
                     f'{tuple(other.shape)} for {name!r}.'
                 )
         return JointUnits(
-            logits=tuple(self._logits(name, records) for name, records in taps.items()),
+            logits=tuple(logits.values()),
             labels=target,
-            align_corners=tuple(logits.head.align_corners for logits in self.heads.values()),
+            align_corners=tuple(head.head.align_corners for head in self.heads.values()),
         )
 
     def _logits(self, name: str, records: Taps) -> Tensor:
-        path = self._taps[name]
+        path = self._heads[name].loss
         return check_logits(self.heads[name].of_loss(records[path]), path)
 
     def predict(
