@@ -14,14 +14,13 @@ from mmdistill_ext.distillers.network_configs import network_configs
 from mmdistill_ext.distillers.recompute import network_loss, recomputed_loss
 from mmdistill_ext.distillers.schedule import Schedule
 from mmdistill_ext.functional.checks import check_labels
-from mmdistill_ext.isolation import training_flags
 from mmdistill_ext.losses.boxes.joint_box_term import JointBoxTerm
 from mmdistill_ext.losses.collaboration_loss import CollaborationLoss
 from mmdistill_ext.policies.second_predictions import LabelSpec, build_second_prediction
 from mmdistill_ext.preprocessing.network_inputs import NetworkInputs
 from mmdistill_ext.registry import MODELS
 from mmdistill_ext.taps import Taps
-from mmdistill_ext.units.joint import JointHeads, JointUnits
+from mmdistill_ext.units.joint import JointHeads
 from mmdistill_ext.units.joint_pairing import pair_networks
 
 
@@ -173,7 +172,7 @@ class CollaborativeDistiller(BaseModel):
 
     @torch.no_grad()
     def error_correlation(self, data: dict) -> Tensor:
-        """Sums for the correlation of the networks' errors on a batch, in the present mode.
+        """Sums for the correlation of the networks' errors on a batch, in eval mode.
 
         Args:
             data: What the loader gives, with labels.
@@ -182,14 +181,7 @@ class CollaborativeDistiller(BaseModel):
             ``(N, N)`` float64.
         """
         data = self.data_preprocessor(data, False)
-        parts = [
-            part
-            for network in self.students.values()
-            for part in self.joint.parts_in_training(network)
-        ]
-        with training_flags(parts):
-            _, taps = self._run(network_loss, data['inputs'], data['data_samples'])
-        units: JointUnits = self.joint(taps, data['data_samples'], boxes=False)
+        units = self.joint.evaluated(self.students, data['inputs'], data['data_samples'])
         return self.collaboration.error_correlation(units)
 
     def _run(

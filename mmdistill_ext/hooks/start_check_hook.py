@@ -84,7 +84,11 @@ def label_range(model: BaseModel) -> tuple[int, int] | None:
         return term.pair.data_classes, term.pair.ignore_index
     heads = [m for m in model.modules() if isinstance(getattr(m, 'num_classes', None), int)]
     heads.sort(key=lambda head: not hasattr(head, 'ignore_index'))  # segmenters copy `num_classes`
-    return (heads[0].num_classes, getattr(heads[0], 'ignore_index', -1)) if heads else None
+    if not heads:
+        return None
+    binary = hasattr(heads[0], 'ignore_index') and getattr(heads[0], 'out_channels', None) == 1
+    ignored = getattr(heads[0], 'ignore_index', None)
+    return 2 if binary else heads[0].num_classes, -1 if ignored is None else ignored
 
 
 def check_class_order(teacher: tuple[str, ...] | None, data: tuple[str, ...] | None) -> None:

@@ -11,6 +11,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from mmdistill_ext.isolation import training_flags
 from mmdistill_ext.taps import Taps
 
 
@@ -108,6 +109,27 @@ class JointHeads(ABC):
         Raises:
             ValueError: The networks saw images of different sizes.
         """
+
+    def evaluated(
+        self,
+        networks: Mapping[str, BaseModel],
+        inputs: Mapping[str, Tensor],
+        data_samples: Mapping[str, list],
+    ) -> JointUnits:
+        """The units of a batch that nothing is learned from, in eval mode (COL-3).
+
+        Args:
+            networks: Name -> network.
+            inputs: Name -> preprocessed batch ``(B, 3, H, W)``.
+            data_samples: Name -> the batch's data samples, with labels.
+        """
+        taps = {}
+        for name, network in networks.items():
+            parts = self.parts_in_training(network)
+            paths = {path: path for path in self.taps(name)}
+            with training_flags(parts), Taps(network, paths) as taps[name]:
+                network(inputs[name], data_samples[name], mode='loss')
+        return self(taps, data_samples, boxes=False)
 
     @abstractmethod
     def predict(

@@ -30,7 +30,7 @@ def pair_networks(networks: Mapping[str, nn.Module]) -> JointHeads:
             return joint(networks)
     types = {name: type(network).__name__ for name, network in networks.items()}
     raise ValueError(
-        '`students` should all be segmentors of mmsegmentation (EncoderDecoder), or all detectors '
+        '`students` should all be segmentors of mmsegmentation, or all detectors '
         'of mmdetection of one kind: single-stage, two-stage, or with queries (DETRs, Sparse '
         'R-CNN): pixels pair with pixels, anchors and points with anchors and points, RoIs with '
         f'RoIs, queries with queries. Found {types}.'
@@ -40,11 +40,11 @@ def pair_networks(networks: Mapping[str, nn.Module]) -> JointHeads:
 def _kinds() -> Iterator[tuple[tuple[type[nn.Module], ...], Callable[..., JointHeads]]]:
     """Classes of models -> what joins their heads; the first that fits all networks does."""
     if has_framework('mmseg'):
-        from mmseg.models.segmentors import EncoderDecoder
+        from mmseg.models.segmentors import BaseSegmentor
 
         from mmdistill_ext.units.pixel.joint import JointPixels
 
-        yield (EncoderDecoder,), JointPixels
+        yield (BaseSegmentor,), JointPixels
     if has_framework('mmdet'):
         from mmdet.models.detectors import SingleStageDetector, SparseRCNN, TwoStageDetector
         from mmdet.models.detectors.base_detr import DetectionTransformer

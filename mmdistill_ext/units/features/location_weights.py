@@ -125,9 +125,9 @@ def _label_weights(student: BaseModel, key: str) -> Callable:
         from mmseg.models.segmentors import BaseSegmentor
 
         if isinstance(student, BaseSegmentor):
-            head: Any = student.decode_head
-            head = head[-1] if isinstance(head, nn.ModuleList) else head
-            ignored = head.ignore_index
+            from mmdistill_ext.units.pixel.head import MAIN, find_head
+
+            ignored = find_head(student, MAIN, key).logits.ignore_index
 
             def pixels(samples: list, grid: tuple, size: tuple, device: torch.device) -> Tensor:
                 labels = torch.stack([sample.gt_sem_seg.data for sample in samples])
@@ -155,16 +155,19 @@ def _label_weights(student: BaseModel, key: str) -> Callable:
 def _score_maps(teacher: nn.Module, key: str) -> tuple[str, Callable[[Call], list[Tensor]]]:
     """Path of a head with a score at each location, and how its scores are read."""
     if has_framework('mmseg'):
-        from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+        from mmseg.models.segmentors import BaseSegmentor
 
-        if isinstance(getattr(teacher, 'decode_head', None), BaseDecodeHead):
+        if isinstance(teacher, BaseSegmentor):
+            from mmdistill_ext.units.pixel.head import MAIN, find_head
+
+            found = find_head(teacher, MAIN, key)
 
             def pixels(call: Call) -> list[Tensor]:
-                logits = full_precision(call.output)
-                scores = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+                logits = full_precision(found.logits.of_output(call))
+                scores = logits.sigmoid() if found.logits.sigmoid else logits.softmax(1)
                 return [scores.amax(1, keepdim=True)]
 
-            return 'decode_head', pixels
+            return found.output, pixels
     for path in ('bbox_head', 'rpn_head'):
         head = getattr(teacher, path, None)
         if hasattr(head, 'use_sigmoid_cls') and hasattr(head, 'prior_generator'):
