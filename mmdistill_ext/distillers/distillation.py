@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmdistill_ext.distillers.build_terms import build_terms
 from mmdistill_ext.distillers.fit import Fit, build_fit
+from mmdistill_ext.distillers.loss_guard import LossGuard
 from mmdistill_ext.distillers.tapped_forward import most_calls
 from mmdistill_ext.distillers.teacher import Teacher
 from mmdistill_ext.distillers.terms import SUMMED, HeadTerm, StepRecords, Term
@@ -56,6 +57,7 @@ class Distillation:
         heads = self.head_terms
         count = heads[0].pair.data_classes if heads else 0
         self.classes: tuple[str, ...] = self.teacher.classes or tuple(map(str, range(count)))
+        self.guard = LossGuard()
         self._checked = False
 
     @property
@@ -111,6 +113,7 @@ class Distillation:
         Returns:
             Named scalars, as the framework's ``parse_losses`` takes them.
         """
+        self.guard.see(inputs, data_samples)
         active = self.active()
         if active:
             losses = self._distil(active, student, student_loss, inputs, data_samples)
