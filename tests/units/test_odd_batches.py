@@ -60,3 +60,42 @@ def test_every_family_of_single_stage_heads_is_in_the_table():
     covered = {type(DENSE_FAMILIES.find(head)) for head in heads}
     ours = {family for family in DENSE_FAMILIES if family.__module__.startswith('mmdistill_ext.')}
     assert ours <= covered
+
+
+def scale_boxes(model, case, factor):
+    """Make what predicts boxes predict huge ones."""
+    parts = ('reg', 'bbox_pred')
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith(('bbox_head', 'roi_head')) and any(x in name for x in parts):
+                parameter.mul_(factor)
+
+
+@pytest.mark.parametrize('by', [None, 'unit', 'image'])
+def test_a_teacher_whose_boxes_overflow(trained, by, tmp_path):
+    case, model = trained
+    tiny_zoo.set_fit(model, by, 0.5)
+    teacher = model.distillation.teacher.model
+    weights = {name: value.clone() for name, value in teacher.state_dict().items()}
+    scale_boxes(teacher, case, 1e4)
+    try:
+        data = batch(model, BATCHES['images of two sizes'], masks=case.kind == 'roi')
+        found = tiny_zoo.step(model, data)
+    finally:
+        teacher.load_state_dict(weights)
+    assert all(torch.tensor(value).isfinite() for value in found.logged.values()), found.logged
+    gradients = {name: x for name, x in found.gradients.items() if x is not None}
+    assert not [name for name, x in gradients.items() if not x.isfinite().all()]
+
+
+def test_a_student_of_yolox_whose_boxes_overflow(tmp_path):
+    (case,) = (case for case in CASES if case.name == 'yolox')
+    model = case.build(tmp_path, same=False)
+    scale_boxes(model, case, 1e4)
+    found = model(*batch(model, BATCHES['images of two sizes'], masks=False), mode='loss')
+    ours = {name: value for name, value in found.items() if case.is_ours(name) and 'loss' in name}
+    assert all(value.isfinite() for value in ours.values()), ours
+    sum(ours.values()).backward()
+    gradients = {name: x.grad for name, x in model.named_parameters() if x.grad is not None}
+    assert gradients
+    assert not [name for name, x in gradients.items() if not x.isfinite().all()]

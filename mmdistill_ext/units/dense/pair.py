@@ -94,7 +94,7 @@ class DensePair(DetectorPair):
             background=self.sigmoid,
             boxes=Boxes(
                 index=index,
-                student=self.student.decode(*own),
+                student=step.student.decode_encoded(*own),
                 teacher=step.teacher_boxes,
                 target=step.targets.boxes,
                 scale=own[1],
