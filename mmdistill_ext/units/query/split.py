@@ -15,7 +15,7 @@ from mmdistill_ext.taps import wrapped
 from mmdistill_ext.units.boxes import overlaps
 from mmdistill_ext.units.detector_pair import IGNORED
 from mmdistill_ext.units.query.step import QueryStep
-from mmdistill_ext.units.split.correctness import correct_images, correct_units
+from mmdistill_ext.units.split.correctness import correct_images, correct_units, seen_units
 from mmdistill_ext.units.split.head_split import HeadSplit
 
 
@@ -56,16 +56,10 @@ class QuerySplit(HeadSplit):
     def _right_images(self, scores: Tensor) -> Tensor:
         step, classes = self.step, self.step.teacher_head.num_classes
         boxes = step.in_pixels(step.teacher_layer[1])
-        labels = torch.stack([(match == 0).long() * classes for match in step.teacher_matches])
-        return correct_images(
-            scores[..., :classes],
-            labels,
-            torch.ones_like(labels, dtype=torch.bool),
-            lambda image, queries, classes: boxes[image, queries],
-            step.truth,
-            self.rule.iou,
-            self.rule.score,
-        )
+        scores = scores[..., :classes]
+        every = torch.ones_like(scores[..., 0], dtype=torch.bool)
+        seen = seen_units(scores, every, lambda image, at, _: boxes[image, at], self.rule.score)
+        return correct_images(seen, step.truth, self.rule.iou)
 
     def tell_rows(self) -> AbstractContextManager:
         """Within the loss of a layer, each module has a row for every query."""

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
+from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.taps import resolve
+from mmdistill_ext.units.split.correctness import Detections
 
 RUNS = ('_bbox_forward', '_mask_forward')
 """Methods that run a RoI head on given RoIs; the teacher's must not override these either."""
@@ -51,6 +55,7 @@ class RoIHead:
                 f"`{key}` should name one stage of a cascade: {stages}. Found '{path}'."
             )
         self.roi_head = getattr(model, 'roi_head', None)
+        self.rpn_head = getattr(model, 'rpn_head', None)
         known = any(
             all(getattr(type(self.roi_head), m, None) is getattr(base, m) for m in methods)
             for base in (StandardRoIHead, CascadeRoIHead)
@@ -86,3 +91,27 @@ class RoIHead:
             rois: Image and corners of each RoI, ``(n, 5)``.
         """
         return getattr(self.roi_head, method)(*self.stage, features, rois)
+
+    @torch.no_grad()
+    def detect(
+        self, features: tuple[Tensor, ...], samples: list[DetDataSample], score: float
+    ) -> list[Detections]:
+        """What the detector finds by itself, with proposals of its own, as when it is used.
+
+        Args:
+            features: Maps of the neck.
+            samples: The batch's data samples; their sizes are read, and proposals if they bring
+                some (Fast R-CNN).
+            score: Score in [0, 1) above which something is found.
+        """
+        metas = [sample.metainfo for sample in samples]
+        test_cfg = ConfigDict(self.roi_head.test_cfg, score_thr=score)
+        # mmdet's proposals and NMS want one type throughout, which autocast does not give them.
+        with torch.autocast(features[0].device.type, enabled=False):
+            features = tuple(full_precision(level) for level in features)
+            if 'proposals' in samples[0]:
+                proposals = [sample.proposals for sample in samples]
+            else:
+                proposals = self.rpn_head.predict(features, samples, rescale=False)
+            found = self.roi_head.predict_bbox(features, metas, proposals, test_cfg)
+        return [Detections(image.bboxes, image.labels) for image in found]
