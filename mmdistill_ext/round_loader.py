@@ -92,7 +92,9 @@ def build_round_loader(cfg: dict | None, batches: int, seed: int | None, key: st
 
 def batch_size(loader: DataLoader) -> int:
     """Images in a batch of a loader, of one process; its batch sampler says so if it has one."""
-    return loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
+    if loader.batch_size is not None:
+        return loader.batch_size
+    return getattr(loader.batch_sampler, 'batch_size', 1)
 
 
 def _sampler(dataset: Sized, size: int, key: str, seed: int | None) -> RoundSampler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
@@ -44,6 +45,7 @@ class RoIHead:
     """
 
     roi_head: StandardRoIHead
+    rpn_head: Any
 
     def __init__(
         self, model: nn.Module, path: str, head_type: type, key: str, methods: Sequence[str] = RUNS
