@@ -10,6 +10,7 @@ from mmengine.model import BaseModel, ModuleDict
 from torch import Tensor
 
 from mmdistill_ext.distillers.build import build_model
+from mmdistill_ext.distillers.loss_guard import LossGuard
 from mmdistill_ext.distillers.network_configs import network_configs
 from mmdistill_ext.distillers.recompute import network_loss, recomputed_loss
 from mmdistill_ext.distillers.schedule import Schedule
@@ -98,6 +99,7 @@ class CollaborativeDistiller(BaseModel):
             box=_build_box(box, self.joint),
         )
         self.sequential_backward = sequential_backward
+        self.loss_guard = LossGuard()
         self._labels_checked = False
         self.has_hook = False  # a hook takes the weights from the validation
 
@@ -147,6 +149,7 @@ class CollaborativeDistiller(BaseModel):
         """
         self._check_hook()
         self._check_labels(data_samples[self.names[0]])
+        self.loss_guard.see(inputs, data_samples[self.names[0]])
         run = recomputed_loss if self.sequential_backward else network_loss
         own_losses, taps = self._run(run, inputs, data_samples)
         losses = {
@@ -161,6 +164,12 @@ class CollaborativeDistiller(BaseModel):
         for calls in taps.values():
             calls.clear()
         return losses
+
+    def parse_losses(self, losses: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of all losses, which is looked at before the optimizer's step, and the terms."""
+        loss, log_vars = super().parse_losses(losses)
+        self.loss_guard.watch(loss, log_vars)
+        return loss, log_vars
 
     def has_labels(self, sample: dict) -> bool:
         """Whether a sample of a data set has the labels that the networks are compared by."""

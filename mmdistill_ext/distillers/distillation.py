@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from mmdistill_ext.distillers.build_terms import build_terms
 from mmdistill_ext.distillers.fit import Fit, build_fit
+from mmdistill_ext.distillers.loss_guard import LossGuard
 from mmdistill_ext.distillers.tapped_forward import most_calls
 from mmdistill_ext.distillers.teacher import Teacher
+from mmdistill_ext.distillers.teacher_check import check_teacher_calls, check_teacher_units
 from mmdistill_ext.distillers.terms import SUMMED, HeadTerm, StepRecords, Term
 from mmdistill_ext.functional.checks import check_labels, given
 from mmdistill_ext.losses.base import DistillLoss
@@ -59,7 +61,8 @@ class Distillation:
         )
         count = heads[0].pair.data_classes if heads else 0
         self.classes: tuple[str, ...] = self.teacher.classes or tuple(map(str, range(count)))
-        self._checked = False
+        self.guard = LossGuard()
+        self._checked: set[str] = set()  # terms that have seen their first batch
 
     @property
     def head_terms(self) -> list[HeadTerm]:
@@ -114,6 +117,7 @@ class Distillation:
         Returns:
             Named scalars, as the framework's ``parse_losses`` takes them.
         """
+        self.guard.see(inputs, data_samples)
         active = self.active()
         if active:
             losses = self._distil(active, student, student_loss, inputs, data_samples)
@@ -134,6 +138,9 @@ class Distillation:
         leading = _leading_terms(terms)
         wanted = most_calls(term.teacher_calls for term in terms)
         teacher_calls = self.teacher.calls(inputs, data_samples, wanted)
+        for term in terms:
+            if term.name not in self._checked:
+                check_teacher_calls(term, teacher_calls)
         split = self.fit.split() if self.fit else None
         paths = {path: path for term in terms for path in term.student_calls}
         replaced = {tap: _no_loss for tap, term in leading.items() if term.fused}
@@ -160,7 +167,7 @@ class Distillation:
                 if self.fit and isinstance(term, HeadTerm) and term.leads(records):
                     self._record_fit(self.fit, term)
             taps.clear()
-        self._checked = True
+        self._checked.update(term.name for term in terms)
         return losses
 
     def _record_fit(self, fit: Fit, term: HeadTerm) -> None:
@@ -168,11 +175,12 @@ class Distillation:
             fit.record(given(term.loss.records.pop_fit_sums(), 'fit_sums'))
 
     def _check_once(self, term: Term, records: StepRecords) -> None:
-        """Check the labels of the first step."""
-        if isinstance(term, HeadTerm) and not self._checked:
-            labels = records.units(term.pair).labels
+        """Check labels and teacher in the first step of a term."""
+        if isinstance(term, HeadTerm) and term.name not in self._checked:
+            units = records.units(term.pair)
             count = term.pair.num_classes + term.pair.background
-            check_labels(labels, count, term.pair.ignore_index)
+            check_labels(units.labels, count, term.pair.ignore_index)
+            check_teacher_units(term, units)
 
 
 def check_main_term(term: HeadTerm | None) -> HeadTerm:

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
 from mmdistill_ext.distillers.distillation import Distillation
 from mmdistill_ext.distillers.extension import extend, register_extension
+from mmdistill_ext.distillers.loss_guard import LossGuard
 
 if TYPE_CHECKING:
     from mmengine.model import BaseModel as Student  # what it is mixed into
@@ -35,6 +36,17 @@ class DistilledModel(Student):
         if mode != 'loss':
             return super().forward(inputs, data_samples, mode)
         return self.distillation.step(self, super().forward, inputs, data_samples)
+
+    @property
+    def loss_guard(self) -> LossGuard:
+        """Ends the training at a loss that is not finite."""
+        return self.distillation.guard
+
+    def parse_losses(self, losses: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        """The student's ``parse_losses``; the sum is looked at before the optimizer's step."""
+        loss, log_vars = super().parse_losses(losses)
+        self.loss_guard.watch(loss, log_vars)
+        return loss, log_vars
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self.distillation.apply(fn)

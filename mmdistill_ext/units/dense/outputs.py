@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.taps import Call
+from mmdistill_ext.units.boxes import decode_safely
 from mmdistill_ext.units.dense.family import Assigned, DenseFamily
 from mmdistill_ext.units.detector_pair import IGNORED
 from mmdistill_ext.units.painters import Levels
@@ -98,7 +99,11 @@ class DenseOutputs:
 
     def decode(self, images: Tensor, units: Tensor) -> Tensor:
         """Boxes of some units, ``(K, 4)``."""
-        return self.family.decode(*self.encoded(images, units))
+        return self.decode_encoded(*self.encoded(images, units))
+
+    def decode_encoded(self, priors: Tensor, strides: Tensor, predicted: Tensor) -> Tensor:
+        """Boxes ``(K, 4)`` of what :meth:`encoded` gave; none that overflows gets a gradient."""
+        return decode_safely(lambda x: self.family.decode(priors, strides, x), predicted)
 
     @property
     def _like(self) -> Tensor:
