@@ -111,7 +111,7 @@ class RoIHead:
                 some (Fast R-CNN).
             score: Score in [0, 1) above which something is found.
         """
-        known = ('detections', score)
+        known = f'detections above {score}'
         if known not in features.derived:
             features.derived[known] = self._detect(features, samples, score)
         return features.derived[known]
