@@ -57,7 +57,7 @@ class Distillation:
             check_main_term(self.main_term)
         heads = self.head_terms
         self.teacher.as_in_training = tuple(
-            {path: None for term in heads for path in term.pair.teacher_training}
+            {path: None for term in self.terms for path in term.teacher_training}
         )
         count = heads[0].pair.data_classes if heads else 0
         self.classes: tuple[str, ...] = self.teacher.classes or tuple(map(str, range(count)))

@@ -158,7 +158,7 @@ ROI = [
     ),
 ]
 QUERY = [query(name) for name in tiny_zoo.QUERY]
-FURTHER = [dense(name) for name in tiny_dense.FAMILIES]
+FURTHER = [dense(name) for name in tiny_dense.FAMILIES if name not in tiny_dense.VARIANTS]
 HEADS = [head(name) for name in tiny_heads.HEADS]
 WHOLE = [case for case in FURTHER if case.name in tiny_dense.WHOLE]  # FIT refuses these
 CASES = [*DENSE, *FURTHER, *HEADS, *ROI, *QUERY]
