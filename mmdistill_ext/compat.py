@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
+import mmengine
 import numpy as np
 import torch
-from mmengine.config import config
 from mmengine.device import get_device
-from mmengine.dist import utils as dist_utils
 from mmengine.logging import HistoryBuffer
 
-from mmdistill_ext import _scopes
+from mmdistill_ext.config_scopes import mend_scopes
+
+
+def mend(change: Callable[[], None], purpose: str) -> None:
+    """Change something in mmengine; where that is not possible, warn and go on without.
+
+    Args:
+        change: Makes the change; called once.
+        purpose: What does not work without it, for the warning.
+    """
+    try:
+        change()
+    except Exception as error:  # whatever an unknown release answers, imports go on
+        warnings.warn(
+            f'mmengine {mmengine.__version__} is not known to mmdistill_ext: {purpose} may not '
+            f'work ({type(error).__name__}: {error}).',
+            stacklevel=2,
+        )
 
 
 def has_framework(name: str) -> bool:
@@ -62,6 +80,8 @@ def mend_cpu_distributed() -> None:
 
     mmengine's initialisation calls ``torch.cuda.set_device`` whatever the backend is.
     """
+    from mmengine.dist import utils as dist_utils
+
     if get_device() != 'cpu':
         return
 
@@ -71,6 +91,6 @@ def mend_cpu_distributed() -> None:
     dist_utils._init_dist_pytorch = init_dist_pytorch
 
 
-_scopes.mend(config)
-allow_training_checkpoints()
-mend_cpu_distributed()
+mend(mend_scopes, '`_base_` of another package')
+mend(allow_training_checkpoints, 'loading of training checkpoints')
+mend(mend_cpu_distributed, '`--launcher pytorch` without a GPU')

@@ -2,10 +2,11 @@ import subprocess
 import sys
 
 import pytest
-from mmengine.config import Config, config
+from mmengine.config import Config
 from mmengine.hub import get_config
 
-from mmdistill_ext import _scopes, compat
+from mmdistill_ext import compat
+from mmdistill_ext.config_scopes import mend_scopes
 
 
 def test_framework_configs_are_found_under_either_distribution_name():
@@ -31,7 +32,7 @@ def test_own_configs_as_bases_are_built_in_the_frameworks_scope(tmp_path):
 
 def test_mending_twice_changes_nothing():
     before = Config._get_cfg_path
-    _scopes.mend(config)
+    mend_scopes()
     assert Config._get_cfg_path is before
 
 

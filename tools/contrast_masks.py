@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write masks and summary."""
     args = parse_args(argv)
     values = check_contrast_values(args.values, '--values')
-    cfg = cli.load_config(args.config, args.cfg_options)
+    cfg = cli.load_config(args.config, args.cfg_options, args.trust)
     if not is_distillation(cfg):
         raise ValueError(f"`config` should have a teacher and a student. Found '{args.config}'.")
     if cfg.get('default_scope') == 'mmdet':
