@@ -42,9 +42,9 @@ class CheckFirstCheckpoint(Hook):
         if self.is_checked:
             return
         self.is_checked = True
+        check_checkpoint(runner.model, checkpoint, self.source, self.key, self.partial)
         if runner._resume:
             check_resumable(checkpoint, self.source, self.key)
-        check_checkpoint(runner.model, checkpoint, self.source, self.key, self.partial)
 
 
 def check_before_loading(runner: Runner | FlexibleRunner, hook: CheckFirstCheckpoint) -> None:

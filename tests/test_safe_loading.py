@@ -1,7 +1,6 @@
 """Nothing that is loaded runs code, wherever it is loaded."""
 
 import argparse
-import os
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,7 @@ from mmdistill_ext import safe_loading
 from mmdistill_ext.distillers.build import build_model
 from mmdistill_ext.safe_loading import add_trust_argument, trust
 from tests import tiny_seg
-
-
-class Evil:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+from tests.evil import Evil
 
 
 @pytest.fixture
@@ -147,7 +139,9 @@ def test_what_mmengine_loads_is_what_it_was(tmp_path: Path):
         assert not isinstance(loaded, dict) or loaded['meta'] == dict(a=1)
 
 
-@pytest.mark.parametrize(('nargs', 'line'), [('+', 'run.py --trust a b'), (None, '--trust a run.py')])
+@pytest.mark.parametrize(
+    ('nargs', 'line'), [('+', 'run.py --trust a b'), (None, '--trust a run.py')]
+)
 def test_option_names_what_is_trusted(nargs: str | None, line: str):
     parser = argparse.ArgumentParser()
     parser.add_argument('config')
