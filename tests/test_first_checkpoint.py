@@ -94,7 +94,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def start(root: Path, how: str, source: str, work_dir: Path) -> None:
     """Start a run or a test from a checkpoint."""
-    options = ['train_cfg.max_iters=3', 'train_cfg.val_interval=3', 'load_from=None']
+    options = ['train_cfg.max_iters=3', 'train_cfg.val_interval=9', 'load_from=None']
     if how == 'checkpoint':
         tiny_seg.tool('test')(root / 'run.py', source, '--work-dir', work_dir)
         return
