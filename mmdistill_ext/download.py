@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -16,6 +15,11 @@ from urllib.request import Request, urlopen
 
 import torch
 from mmengine.logging import print_log
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 URL_SCHEMES = ('http://', 'https://')
 TIMEOUT = 60  # seconds without an answer
@@ -99,7 +103,8 @@ def _fetch(url: str, path: Path, digest: str) -> None:
 def _one_process(folder: Path) -> Iterator[None]:
     """Let one process of this machine download; the others wait and find the file."""
     with open(folder / '.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
