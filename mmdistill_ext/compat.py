@@ -65,9 +65,7 @@ def allow_training_checkpoints() -> None:
     """
     core = getattr(np, '_core', None) or np.core
     rebuild = [core.multiarray._reconstruct, core.multiarray.scalar]
-    dtypes = {
-        type(np.dtype(name)) for name in ('f2', 'f4', 'f8', 'i4', 'i8', 'u1', 'u4', 'u8', '?')
-    }
+    dtypes = {type(np.dtype(code)) for code in '?bBhHiIlLqQefd'}
     allowed = [HistoryBuffer, slice, np.ndarray, np.dtype, *rebuild, *dtypes]
     if tuple(int(part) for part in torch.__version__.split('.')[:2]) >= (2, 6):  # (object, name)
         allowed += [(call, f'numpy.core.multiarray.{call.__name__}') for call in rebuild]

@@ -100,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     alone = not args.share_work_dir and cli.is_first_process(args.launcher)
     with locked(cfg.work_dir) if alone else nullcontext():
         if args.resume is not None or (cfg.get('resume') and cfg.get('load_from') is None):
-            use_resume(cfg, args.resume or 'auto')
+            named = cfg.resume if isinstance(cfg.get('resume'), str) else None  # FlexibleRunner's
+            use_resume(cfg, args.resume or named or 'auto')
         train(cfg)
     cli.leave_process_group()
 
