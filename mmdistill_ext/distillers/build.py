@@ -11,6 +11,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmdistill_ext.compat import has_framework, require_framework
+from mmdistill_ext.safe_loading import name_sources
 
 FRAMEWORKS = ('mmseg', 'mmdet')
 
@@ -49,7 +50,9 @@ def resolve_model_cfg(spec: dict | str, key: str = 'model') -> ConfigDict:
 
 def build_model(spec: dict | str, key: str = 'model') -> nn.Module:
     """Build the model that ``spec`` stands for, whatever the default scope is."""
-    return ROOT_MODELS.build(resolve_model_cfg(spec, key))
+    cfg = resolve_model_cfg(spec, key)
+    name_sources(cfg, key)
+    return ROOT_MODELS.build(cfg)
 
 
 def _read_config(spec: str, key: str) -> Config:

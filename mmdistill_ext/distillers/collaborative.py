@@ -53,6 +53,8 @@ class CollaborativeDistiller(BaseModel):
             a time. Gradients are the same.
         data_preprocessor: For networks that name none; the runner hands it over when the config
             has one beside the model.
+        pretrained: None; ``mmseg.apis.init_model`` sets it in any model's config.
+        train_cfg: None, for the same reason.
 
     Attributes:
         second: The policy of the second prediction.
@@ -77,6 +79,8 @@ class CollaborativeDistiller(BaseModel):
         box: dict | None = None,
         sequential_backward: bool = False,
         data_preprocessor: dict | None = None,
+        pretrained: None = None,
+        train_cfg: None = None,
     ) -> None:
         configs = network_configs(students, data_preprocessor)
         networks = {name: build_model(cfg, f'students.{name}') for name, cfg in configs.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
+import torch
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from torch import Tensor, nn
@@ -48,21 +49,40 @@ class Distillation:
         fuse_task_loss: bool = False,
         fit: dict | None = None,
     ) -> None:
-        self.teacher = Teacher(**teacher)
-        self.teacher.input.match(student)
+        self._teacher = Teacher(**{**teacher, 'load_now': False})
+        self._teacher.input.match(student)
         fuse = 'fit' if fit is not None else 'fuse_task_loss=True' if fuse_task_loss else None
-        self.terms = build_terms(student, self.teacher, losses, fuse)
+        self.terms = build_terms(student, self._teacher, losses, fuse)
         self.fit = None if fit is None else build_fit(fit)
         if self.fit is not None:
             check_main_term(self.main_term)
-        heads = self.head_terms
-        self.teacher.as_in_training = tuple(
+        self._teacher.as_in_training = tuple(
             {path: None for term in self.terms for path in term.teacher_training}
         )
-        count = heads[0].pair.data_classes if heads else 0
-        self.classes: tuple[str, ...] = self.teacher.classes or tuple(map(str, range(count)))
         self.guard = LossGuard()
         self._checked: set[str] = set()  # terms that have seen their first batch
+
+    def start(self) -> None:
+        """Read the teacher's weights; building it does not, because inference needs none.
+
+        Raises:
+            FileNotFoundError: The teacher's checkpoint does not exist.
+            ValueError: It is broken, unsafe, or of another model.
+        """
+        self._teacher.load()
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher, with its weights."""
+        self.start()
+        return self._teacher
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names that the teacher's checkpoint gives to the classes, or their numbers."""
+        heads = self.head_terms
+        count = heads[0].pair.data_classes if heads else 0
+        return self.teacher.classes or tuple(map(str, range(count)))
 
     @property
     def head_terms(self) -> list[HeadTerm]:
@@ -90,8 +110,12 @@ class Distillation:
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move or cast teacher and losses as the student (``.to()``, ``.half()``, ``.cuda()``)."""
-        for module in (self.teacher, *self.losses.values()):
+        for module in (self._teacher, *self.losses.values()):
             module._apply(fn)
+
+    def set_device(self, device: torch.device) -> None:
+        """Tell the teacher's data preprocessors where the student is."""
+        self._teacher.model._set_device(device)
 
     def active(self) -> list[tuple[Term, float]]:
         """The terms that count at the current iteration, with their weights."""

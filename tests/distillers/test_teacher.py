@@ -1,11 +1,12 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
 from mmdistill_ext.distillers.build import build_model
 from mmdistill_ext.distillers.teacher import Teacher
-from tests import tiny_seg
+from tests import tiny_det, tiny_seg
 
 
 def model_cfg(**preprocessor):
@@ -116,3 +117,36 @@ def test_compiled_and_channels_last_teachers_say_the_same(checkpoint, batch, mon
 def test_errors_at_start_name_the_key(checkpoint, arguments, error, message):
     with pytest.raises(error, match=message):
         Teacher(**{**dict(model=model_cfg(), checkpoint=checkpoint), **arguments})
+
+
+def with_auxiliary_head(cfg):
+    head = dict(copy.deepcopy(cfg['decode_head']), in_channels=32, in_index=2)
+    return {**cfg, 'auxiliary_head': head}
+
+
+@pytest.mark.parametrize('without', [dict(), dict(auxiliary_head=None)])
+def test_a_head_that_only_training_needs_may_be_left_out(tmp_path, without):
+    path = tiny_seg.save_weights(tmp_path / 't.pth', with_auxiliary_head(model_cfg()), seed=1)
+    state = Teacher({**model_cfg(), **without}, path).model.state_dict()
+    saved = torch.load(path)['state_dict']
+    assert len(state) < len(saved)
+    assert all(torch.equal(value, saved[key]) for key, value in state.items())
+    with pytest.raises(ValueError, match='missing keys .e.g. auxiliary_head'):
+        Teacher(
+            with_auxiliary_head(model_cfg()),
+            tiny_seg.save_weights(tmp_path / 'u.pth', model_cfg(), seed=1),
+        )
+
+
+@pytest.mark.parametrize('family', ['rtmdet', 'yolox'])
+def test_published_detectors_are_teachers(tmp_path, family):
+    """As mmdet's zoo has them: with the normalisation, mmdet 2's averages, DDP's names."""
+    cfg = tiny_det.FAMILIES[family]()
+    path = Path(tiny_det.save_weights(tmp_path / 't.pth', cfg, seed=1))
+    state = torch.load(path)['state_dict']
+    averages = {f'ema_{key.replace(".", "_")}': value for key, value in state.items()}
+    more = {f'data_preprocessor.{name}': torch.ones(3, 1, 1) for name in ('mean', 'std')}
+    whole = {f'module.{key}': value for key, value in {**state, **averages, **more}.items()}
+    torch.save(dict(state_dict=whole), path)
+    teacher = Teacher({'_scope_': 'mmdet', **cfg}, path)
+    assert all(torch.equal(value, state[key]) for key, value in teacher.model.state_dict().items())
