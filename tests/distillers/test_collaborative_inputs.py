@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import tiny_det, tiny_seg
-from tests.tiny_networks import distiller, segmenters
+from tests.tiny_networks import detectors, distiller, segmenters
 
 PLAIN = dict(mean=None, std=None, bgr_to_rgb=False)
 GENERAL = dict(type='General')
@@ -28,7 +28,7 @@ def networks(kind):
         configs = segmenters(2).values()
     else:
         paddings, tests = (dict(pad_size_divisor=32), dict(pad_size_divisor=64)), ({}, {})
-        configs = tiny_det.atss(4), tiny_det.gfl(4)
+        configs = detectors('atss gfl').values()
     parts = zip(configs, paddings, tests, strict=True)
     return {n: padded(cfg, **own, **test) for n, (cfg, own, test) in zip('ab', parts, strict=True)}
 
@@ -75,7 +75,8 @@ def test_their_errors_are_compared_and_they_predict(kind):
     data = raw(kind)
     assert model.error_correlation(copy.deepcopy(data)).isfinite().all()
     for sample in data['data_samples']:
-        sample.set_metainfo(dict(ori_shape=sample.metainfo.get('img_shape', (24, 36)), flip=False))
+        size = tuple(sample.metainfo.get('img_shape', (24, 36)))
+        sample.set_metainfo(dict(ori_shape=size, img_shape=size, flip=False))
         if kind == 'mmdet':
             sample.set_metainfo(dict(scale_factor=(1.0, 1.0)))
     predicted = model.test_step(data)
