@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -29,6 +30,41 @@ def walk_datasets(dataset: Any) -> Iterator:
 def plain_datasets(dataset: Any) -> Iterator:
     """The plain data sets inside any wrappers, configs or built."""
     return (part for part in walk_datasets(dataset) if not wrapped_datasets(part))
+
+
+def follow_pipeline(dataset: Any, index: int) -> Iterator[dict]:
+    """What a plain data set's pipeline makes of one sample: a copy after each transform.
+
+    The pipeline is a copy too, so that transforms with a memory keep nothing of it.
+
+    Args:
+        dataset: A data set of mmengine's kind.
+        index: Place of the sample.
+    """
+    results = dataset.get_data_info(index)
+    for transform in copied_pipeline(dataset).transforms:
+        results = transform(results)
+        if results is None:
+            return
+        yield copy.deepcopy(results)
+
+
+def copied_pipeline(dataset: Any) -> Any:
+    """A copy of a data set's pipeline; transforms that cannot be copied are shared."""
+    pipeline = copy.copy(dataset.pipeline)
+    parts = getattr(pipeline, 'transforms', pipeline)
+    copied = [_copied(transform) for transform in parts]
+    if parts is pipeline:
+        return copied
+    pipeline.transforms = copied
+    return pipeline
+
+
+def _copied(transform: Any) -> Any:
+    try:
+        return copy.deepcopy(transform)
+    except Exception:  # an open file, say
+        return transform
 
 
 def innermost_config(dataset: dict) -> dict:

@@ -20,6 +20,7 @@ from mmdistill_ext.functional.checks import given
 from mmdistill_ext.hooks.common import publish, unwrapped_model
 from mmdistill_ext.hooks.compared_metric import ComparedMetric
 from mmdistill_ext.hooks.networks_validation import HeldOutErrors, NetworksValidation
+from mmdistill_ext.hooks.pictures import Pictures
 from mmdistill_ext.losses.collaboration_loss import ENSEMBLE
 from mmdistill_ext.network_scores import record_scores
 from mmdistill_ext.package_types import registered_name
@@ -69,6 +70,8 @@ class CollaborationHook(Hook):
         self._errors: HeldOutErrors | None = None
         self._weights: Tensor | None = None  # from a validation that is not over
         self._repeats = False
+        self._history: Mapping[int, Mapping] | None = None  # that is not drawn yet
+        self.pictures = Pictures(type(self).__name__)
 
     def before_train(self, runner: Runner) -> None:
         """Check the run."""
@@ -122,18 +125,26 @@ class CollaborationHook(Hook):
             others = ', '.join(f'{k} {v:.4g}' for k, v in scores.items() if v is not None)
             print_log(f'Best network: {entry["best"]} ({metric}: {others}).', 'current')
         if is_main_process():
-            history = record_scores(runner.work_dir, runner.iter, entry)
-            image = plot_networks(history, Path(runner.log_dir, 'vis_data', 'networks.png'))
-            runner.visualizer.add_image('networks', image, runner.iter)
+            self._history = record_scores(runner.work_dir, runner.iter, entry)
 
     def after_val(self, runner: Runner) -> None:
-        """Give the found weights to the model, and to the averaged copy of an ``EMAHook``."""
+        """Give the found weights to the model, and to the averaged copy of an ``EMAHook``; draw."""
+        self._draw(runner)
         if self._weights is None:
             return
         means = [getattr(hook, 'ema_model', None) for hook in runner.hooks]
         for model in (self.model, *(mean.module for mean in means if mean is not None)):
             model.weights.copy_(self._weights)
         self._weights = None
+
+    def _draw(self, runner: Runner) -> None:
+        """Draw the scores of all validations, now that the best checkpoint is saved."""
+        history, self._history = self._history, None
+        if history is None:
+            return
+        with self.pictures.guarded():
+            image = plot_networks(history, Path(runner.log_dir, 'vis_data', 'networks.png'))
+            runner.visualizer.add_image('networks', image, runner.iter)
 
     def _build_compared_metric(self, runner: Runner) -> ComparedMetric:
         candidates = {

@@ -20,7 +20,7 @@ from mmengine.visualization import Visualizer
 
 from mmdistill_ext.hooks.box_comparison_hook import (
     BoxComparisonHook,
-    check_label_order,
+    check_samples,
     predict_as_teacher,
 )
 from mmdistill_ext.visualization.boxes import GAP
@@ -384,7 +384,7 @@ def test_labels_that_are_resized_are_refused(tmp_path: Path):
     """They would be drawn in the wrong place: predictions are of the original image's size."""
     runner = build_runner(tmp_path / 'data', dict())
     steps = runner.val_dataloader.dataset.pipeline.transforms
-    check_label_order(steps)
+    check_samples(runner.val_dataloader.dataset)
     steps[1:3] = steps[2:0:-1]
     with pytest.raises(ValueError, match=r'after Resize.*LoadAnnotations.*Resize'):
         runner.train()
