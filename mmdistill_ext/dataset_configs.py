@@ -49,6 +49,21 @@ def follow_pipeline(dataset: Any, index: int) -> Iterator[dict]:
         yield copy.deepcopy(results)
 
 
+def untouched(dataset: Any) -> Any:
+    """A copy of a data set, inside any wrappers, whose samples leave no trace in its transforms.
+
+    What is large, the list of samples, is shared.
+    """
+    copied = copy.copy(dataset)
+    if getattr(dataset, 'pipeline', None) is not None:
+        copied.pipeline = copied_pipeline(dataset)
+    if getattr(dataset, 'dataset', None) is not None:
+        copied.dataset = untouched(dataset.dataset)
+    if getattr(dataset, 'datasets', None) is not None:
+        copied.datasets = [untouched(part) for part in dataset.datasets]
+    return copied
+
+
 def copied_pipeline(dataset: Any) -> Any:
     """A copy of a data set's pipeline; transforms that cannot be copied are shared."""
     pipeline = copy.copy(dataset.pipeline)

@@ -47,12 +47,20 @@ class BatchGeometry:
         """
         inside = self._sizes[place] if place < len(self._sizes) else None
         before = meta.get('img_shape') or size
-        rows, columns = (
-            # an `img_shape` of before that is not of the image says how the batch was scaled only
-            np.arange(side) if new in (None, side) else ((np.arange(side) + 0.5) * new / old)
-            for side, old, new in zip(size, before[:2], (inside or (None, None))[:2], strict=True)
+        height, width = size[:2]
+        new_height, new_width = (inside or size)[:2]
+        return (
+            _nearest(height, before[0], new_height, batch[0]),
+            _nearest(width, before[1], new_width, batch[1]),
         )
-        return tuple(
-            axis.astype(np.int64).clip(0, end - 1)
-            for axis, end in zip((rows, columns), batch, strict=True)
-        )
+
+
+def _nearest(side: int, before: int, after: int, end: int) -> np.ndarray:
+    """Places in a batch along one side of an image, whose ``img_shape`` was and is these.
+
+    An ``img_shape`` that is not the image's says how the batch was scaled only.
+    """
+    places = np.arange(side)
+    if after != side:
+        places = ((places + 0.5) * after / before).astype(np.int64)
+    return places.clip(0, end - 1)

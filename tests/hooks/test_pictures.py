@@ -15,8 +15,7 @@ from mmdistill_ext.hooks import (
     pictures,
 )
 from mmdistill_ext.hooks.pictures import Pictures
-from tests import tiny_seg
-from tests.hooks import test_box_comparison_hook as boxes
+from tests import tiny_boxes, tiny_seg
 from tests.tiny_collaboration import SECONDS
 from tests.tiny_collaboration import config as collaborative
 
@@ -74,7 +73,7 @@ def together(root: Path, work_dir: Path):
 
 
 def detected(root: Path, work_dir: Path):
-    cfg = boxes.config(work_dir / 'data', dict(max_images=2))
+    cfg = tiny_boxes.config(work_dir / 'data', dict(max_images=2))
     cfg.work_dir = str(work_dir)
     cfg.default_hooks.checkpoint.save_best = 'coco/bbox_mAP'
     return cfg
