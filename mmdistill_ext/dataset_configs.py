@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mmengine.config import ConfigDict
+from mmengine.registry import TRANSFORMS
 
 
 def wrapped_datasets(dataset: Any) -> list:
@@ -133,9 +134,9 @@ def labels_first(dataset: dict) -> dict:
     copied = _with_parts(dataset, labels_first)
     if 'pipeline' in copied:
         pipeline = list(copied.pipeline)
-        labels = [step for step in pipeline if _type_name(step).endswith('Annotations')]
+        labels = [step for step in pipeline if _loads(step, 'Annotations', 'LoadAnnotations')]
         others = [step for step in pipeline if step not in labels]
-        images = [i for i, step in enumerate(others) if 'Image' in _type_name(step)]
+        images = [i for i, step in enumerate(others) if _loads(step, 'Image', 'LoadImageFromFile')]
         place = images[0] + 1 if images else 0
         copied.pipeline = [*others[:place], *labels, *others[place:]]
     return copied
@@ -151,7 +152,23 @@ def _with_parts(dataset: dict, change: Callable[[dict], dict]) -> ConfigDict:
     return copied
 
 
-def _type_name(step: dict) -> str:
-    """``'Resize'`` of ``'mmdet.Resize'`` or of the class."""
+def _loads(step: dict, what: str, loader: str) -> bool:
+    """Whether a transform says by its name that it loads something, or is a loader of mmcv's kind.
+
+    Args:
+        step: Its config.
+        what: A part of the name.
+        loader: Name of mmcv's loader, whose heirs have any name.
+    """
+    import mmcv.transforms
+
     kind = step['type']
-    return (kind if isinstance(kind, str) else kind.__name__).rsplit('.', 1)[-1]
+    if isinstance(kind, str):
+        name = kind.rsplit('.', 1)[-1]
+        with TRANSFORMS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    else:
+        name = kind.__name__
+    return what in name or (
+        isinstance(kind, type) and issubclass(kind, getattr(mmcv.transforms, loader))
+    )

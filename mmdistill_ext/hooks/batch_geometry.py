@@ -60,7 +60,7 @@ def _nearest(side: int, before: int, after: int, end: int) -> np.ndarray:
 
     An ``img_shape`` that is not the image's says how the batch was scaled only.
     """
-    places = np.arange(side)
+    places: np.ndarray = np.arange(side)
     if after != side:
         places = ((places + 0.5) * after / before).astype(np.int64)
     return places.clip(0, end - 1)
