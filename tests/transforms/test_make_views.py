@@ -15,6 +15,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmseg.datasets.transforms import AdjustGamma, PackSegInputs
 
+from mmdistill_ext.distillers.build import build_model
 from mmdistill_ext.transforms import MakeViews
 from tests import tiny_seg
 from tests.runs import assert_identical, state_of, train
@@ -450,9 +451,9 @@ def test_networks_get_their_own_views(root, tmp_path, names, lazy):
     add_views(pipeline, views)
     if lazy:
         pipeline[-1]['type'], pipeline[-1]['pack']['type'] = MakeViews, PackSegInputs
-    tiny_seg.forget_runs()
-    runner = Runner.from_cfg(cfg)
-    batch = next(iter(runner.train_dataloader))
-    seen = runner.model.data_preprocessor(batch, training=True)['inputs']
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
+        model = build_model(cfg.model)
+    seen = model.data_preprocessor(batch, training=True)['inputs']
     plain = seen['b'].std()
     assert seen['a'].std() < 0.5 * plain
