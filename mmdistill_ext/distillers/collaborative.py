@@ -121,7 +121,7 @@ class CollaborativeDistiller(BaseModel):
         """Losses, predictions or raw outputs, from ``inputs`` and ``data_samples`` by network.
 
         Args:
-            inputs: Name -> batch ``(B, 3, H, W)``, preprocessed for the network.
+            inputs: Name -> batch ``(B, C, H, W)``, preprocessed for the network.
             data_samples: Name -> the batch's data samples.
             mode: ``'loss'``, ``'predict'`` or ``'tensor'``.
 
@@ -144,7 +144,7 @@ class CollaborativeDistiller(BaseModel):
         """The networks' own losses, and the losses of their second prediction (COL-2 to COL-5).
 
         Args:
-            inputs: Name -> batch ``(B, 3, H, W)``, preprocessed for the network.
+            inputs: Name -> batch ``(B, C, H, W)``, preprocessed for the network.
             data_samples: Name -> the batch's data samples, with labels.
 
         Raises:
@@ -193,7 +193,7 @@ class CollaborativeDistiller(BaseModel):
         Returns:
             ``(N, N)`` float64.
         """
-        data = self.data_preprocessor(data, False)
+        data = self.data_preprocessor(data, False, compared=True)
         units = self.joint.evaluated(self.students, data['inputs'], data['data_samples'])
         return self.collaboration.error_correlation(units)
 

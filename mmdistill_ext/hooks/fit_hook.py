@@ -18,6 +18,7 @@ from mmdistill_ext.distillers.fit import Fit
 from mmdistill_ext.hooks.common import publish, unwrapped_model
 from mmdistill_ext.hooks.fit_state import FitState
 from mmdistill_ext.hooks.gt_loss_meter import GTLossMeter
+from mmdistill_ext.hooks.pictures import Pictures
 from mmdistill_ext.registry import HOOKS
 from mmdistill_ext.round_loader import batch_size, held_out_loader_cfg
 from mmdistill_ext.visualization.curves import plot_fit
@@ -95,6 +96,8 @@ class FitHook(Hook):
         self.meters: dict[str, GTLossMeter] = {}
         self._positions: dict[str, int] = {}
         self._seconds = 0.0
+        self._draws_next = False
+        self.pictures = Pictures(type(self).__name__)
 
     def before_train(self, runner: Runner) -> None:
         """Build the loaders, try a sample of each, and restore the state of a resumed run."""
@@ -112,6 +115,13 @@ class FitHook(Hook):
         self.fit.has_hook = True
         self._apply()
         self._start = perf_counter()
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        """Draw the history of a checkpoint that is saved by now."""
+        if self._draws_next:
+            self._draw(runner)
 
     def after_train_iter(
         self,
@@ -142,11 +152,11 @@ class FitHook(Hook):
         publish(runner.message_hub, {f'train/fit/{name}': v for name, v in scalars.items()})
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Save the state in the checkpoint, and draw its history."""
+        """Save the state in the checkpoint; its history is drawn when the checkpoint is saved."""
         self._take_records()
         positions = {name: meter.loader.sampler.position for name, meter in self.meters.items()}
         checkpoint['fit'] = dict(positions=positions, **self.state.state_dict())
-        self._draw(runner)
+        self._draws_next = True
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Restore the state of a resumed run."""
@@ -220,9 +230,11 @@ class FitHook(Hook):
             self.fit.error = self.state.error
 
     def _draw(self, runner: Runner, show: bool = False) -> None:
+        self._draws_next = False
         if not (self.state.history and is_main_process()):
             return
-        path = Path(runner.log_dir, 'vis_data', 'fit.png')
-        image = plot_fit(self.state.history, path)
-        if show:
-            runner.visualizer.add_image('fit', image, runner.iter)
+        with self.pictures.guarded():
+            path = Path(runner.log_dir, 'vis_data', 'fit.png')
+            image = plot_fit(self.state.history, path)
+            if show:
+                runner.visualizer.add_image('fit', image, runner.iter)

@@ -93,6 +93,42 @@ def test_teacher_gets_the_input_it_was_trained_on(tmp_path, own):
         assert teacher.input.convert(data['inputs'], data['data_samples']) is data['inputs']
 
 
+@pytest.mark.parametrize('channels', [1, 2, 3, 6])
+@pytest.mark.parametrize('swaps', [False, True])
+@pytest.mark.parametrize(
+    ('own', 'of_student'),
+    [
+        (dict(mean=None, std=None), dict(mean=None, std=None)),
+        (dict(mean=None, std=None), dict(mean=[100.0], std=[50.0])),
+        (dict(mean=[90.0], std=[40.0]), dict(mean=[100.0], std=[50.0])),
+        (dict(mean=[90.0], std=[40.0], pad_val=7), dict(mean=None, std=None)),
+    ],
+)
+def test_images_have_any_number_of_channels(tmp_path, channels, swaps, own, of_student):
+    cfg = model_cfg(**own, bgr_to_rgb=swaps)
+    cfg['backbone']['in_channels'] = channels
+    teacher = Teacher(cfg, tiny_seg.save_weights(tmp_path / 't.pth', cfg, seed=1))
+    student = build_model(model_cfg(**of_student, bgr_to_rgb=False))
+    teacher.input.match(student)
+    images = [torch.randint(0, 256, (channels, *size), dtype=torch.uint8) for size in SIZES]
+    batches = []
+    for model in (student, teacher.model):
+        samples = [tiny_seg.sample(torch.zeros(size, dtype=torch.int64)) for size in SIZES]
+        batches.append(model.data_preprocessor(dict(inputs=images, data_samples=samples), True))
+    converted = teacher.input.convert(batches[0]['inputs'].clone(), batches[0]['data_samples'])
+    torch.testing.assert_close(converted, batches[1]['inputs'], atol=1e-3, rtol=1e-5)
+
+
+SIZES = ((32, 40), (20, 28))
+
+
+def test_means_of_other_numbers_of_channels_are_refused(checkpoint):
+    teacher, student = Teacher(model_cfg(), checkpoint), build_model(model_cfg())
+    student.data_preprocessor.mean = torch.zeros(4, 1, 1)
+    with pytest.raises(ValueError, match=r'`data_preprocessor\.mean`.*Found 3, 4 in `student`'):
+        teacher.input.match(student)
+
+
 def test_compiled_and_channels_last_teachers_say_the_same(checkpoint, batch, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, 'compile', lambda module: compiled.append(module))
