@@ -12,7 +12,9 @@ PACKAGE = 'mmdistill_ext'
 # package they may, without a circle.
 LAYERS = (
     ('functional',),
-    ('_scopes', 'registry', 'version'),
+    ('_scopes', 'arguments', 'version'),
+    ('error_keys',),
+    ('registry',),
     ('compat',),
     ('checkpoint', 'isolation', 'taps'),
     ('tap_paths',),

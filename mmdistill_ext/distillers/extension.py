@@ -32,9 +32,8 @@ def register_extension(name: str, inner: str) -> Callable:
     """
 
     def register(build: Callable) -> Callable:
-        MODELS.register_module(name)(build)
         INNER_MODELS[name] = inner
-        return build
+        return MODELS.register_module(name)(build)
 
     return register
 

@@ -30,12 +30,13 @@ HEAD = 'bbox_head'
 class JointDense(JointHeads):
     """Joins the heads of several single-stage detectors, location by location.
 
-    One label per location is needed to compare the networks by: it comes from the first network's
-    target assignment. The own loss of each network keeps that network's assignment. Levels that
-    some network lacks learn from the labels alone.
+    One label per location is needed to compare the networks by: it comes from the reference
+    network's target assignment. The own loss of each network keeps that network's assignment.
+    Levels that some network lacks learn from the labels alone.
 
     Args:
         networks: Name -> an mmdet single-stage detector.
+        reference: Name of the network that assigns the targets; the first when not given.
 
     Raises:
         ValueError: The heads cannot be joined; the message says why and what can.
@@ -46,17 +47,19 @@ class JointDense(JointHeads):
     prefix = ''
     ignore_index = IGNORED
 
-    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+    def __init__(self, networks: Mapping[str, nn.Module], reference: str | None = None) -> None:
         self.families = {
             name: find_family(network, HEAD, f'students.{name}')
             for name, network in networks.items()
         }
-        names = {
-            f"'{name}' ({type(family.head).__name__})": family
-            for name, family in self.families.items()
-        }
-        self.levels = common_levels(names, 'The networks', 'students')
-        self.first, lead = next(iter(self.families.items()))
+        self.reference = next(iter(networks)) if reference is None else reference
+        lead = self.families[self.reference]
+        leading = sorted(self.families, key=lambda name: name != self.reference)
+        heads = {name: self.families[name] for name in leading}
+        named = {f"'{name}' ({type(x.head).__name__})": x for name, x in heads.items()}
+        places = common_levels(named, 'The networks', 'students')
+        levels = dict(zip(leading, places, strict=True))
+        self.levels = [levels[name] for name in self.families]
         self.num_classes = lead.num_classes
         self.sigmoid = lead.sigmoid
         self.background = self.sigmoid  # a softmax has a channel for background
@@ -69,8 +72,9 @@ class JointDense(JointHeads):
         return sample.gt_instances.labels
 
     def taps(self, name: str) -> tuple[str, ...]:
-        """Paths to tap in a network: its predictions and, in the first, the target assignment."""
-        return (self._loss_tap, self._targets_tap) if name == self.first else (self._loss_tap,)
+        """Paths to tap in a network: its predictions and, in the reference, its targets."""
+        leads = name == self.reference
+        return (self._loss_tap, self._targets_tap) if leads else (self._loss_tap,)
 
     def __call__(
         self,
@@ -93,7 +97,8 @@ class JointDense(JointHeads):
             name: DenseOutputs(family, places, partial(_arguments, taps[name], self._loss_tap))
             for (name, family), places in parts
         }
-        targets = DenseTargets(outputs, lambda: taps[self.first].all(self._targets_tap))
+        calls = taps[self.reference]
+        targets = DenseTargets(outputs, lambda: calls.all(self._targets_tap), self.reference)
         return JointUnits(
             labels=targets.labels,
             logits=tuple(head.scores for head in outputs.values()),
@@ -113,8 +118,8 @@ class JointDense(JointHeads):
             name: network.predict(inputs[name], [shallow_copy(x) for x in data_samples[name]])
             for name, network in networks.items()
         }
-        factors, test_cfg = weights.tolist(), networks[self.first].bbox_head.test_cfg
-        together = data_samples[self.first]
+        factors, test_cfg = weights.tolist(), networks[self.reference].bbox_head.test_cfg
+        together = data_samples[self.reference]
         for sample, *own in zip(together, *predicted.values(), strict=True):
             sample.pred_instances = merge([x.pred_instances for x in own], factors, test_cfg)
         return with_networks(together, predicted)
