@@ -199,7 +199,7 @@ def attempt(made: Mutant, folder: Path, stop_after: int | None = None) -> Outcom
             runner = cli.build_runner(cfg)
             if stop_after is not None:
                 runner.register_hook(StopAfter(stop_after), 'VERY_LOW')
-            runner.train()
+            cli.train(runner)
     except StopAfter.Done:
         pass
     except Exception as error:  # whatever it is, it is what a user sees

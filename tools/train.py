@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         use_resume(cfg, args.resume)
     runner = cli.build_runner(cfg)
     check_start(runner)
-    runner.train()
+    cli.train(runner)
     cli.leave_process_group()
 
 

@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 
 from mmdistill_ext.dataset_configs import plain_datasets
 from mmdistill_ext.hooks.common import unwrapped_model
+from mmdistill_ext.hooks.metric_names import check_monitored
 from mmdistill_ext.isolation import isolated_rng
 from mmdistill_ext.registry import HOOKS
 
@@ -59,6 +60,7 @@ class StartCheckHook(Hook):
                 '`StartCheckHook` needs a model with a teacher, e.g. '
                 f"type='mmdistill_ext.TeacherStudentDistiller'. Found {type(model).__name__}."
             )
+        check_monitored(runner)
         dataset = runner.train_dataloader.dataset
         check_class_order(distillation.teacher.classes, dataset.metainfo.get('classes'))
         known = label_range(model)
