@@ -172,7 +172,7 @@ def fits(value: Any, annotation: Any) -> bool:
     plain = origin or annotation
     if plain is None or plain is NoneType:
         return value is None
-    if not isinstance(plain, type) or plain is object:
+    if not isinstance(plain, type) or plain in (object, Any):
         return True
     if plain in (int, float):
         numbers = int if plain is int else (int, float)

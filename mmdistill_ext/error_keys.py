@@ -45,6 +45,7 @@ def errors_of_parts(cfg: Any, key: str = '') -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        cfg = getattr(cfg, '_cfg_dict', cfg)  # of mmengine's Config, which is no Mapping
         path = None if is_named(error) else failing_part(error, cfg)
         if path is None or not join(key, *path):
             raise

@@ -231,7 +231,7 @@ def names_key(message: str, path: Path_) -> bool:
     if top == 'custom_hooks':
         return 'Hook' in message and (leaf in message or leaf == 'custom_hooks' or len(inner) == 1)
     if top == 'default_hooks':
-        return 'save_best' in message
+        return 'save_best' in message or 'default_hooks.checkpoint' in message
     if top == 'optim_wrapper':
         return 'optim_wrapper' in message
     if top == 'val_evaluator':

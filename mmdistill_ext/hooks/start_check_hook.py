@@ -13,6 +13,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 
 from mmdistill_ext.dataset_configs import plain_datasets
+from mmdistill_ext.error_keys import errors_of_part
 from mmdistill_ext.hooks.common import unwrapped_model
 from mmdistill_ext.hooks.metric_names import check_monitored
 from mmdistill_ext.isolation import isolated_rng
@@ -170,5 +171,7 @@ def score_teacher(runner: Runner, teacher: BaseModel) -> dict[str, float]:
     evaluator.dataset_meta = getattr(loader.dataset, 'metainfo', None)
     with torch.no_grad():
         for batch in loader:
-            evaluator.process(data_samples=teacher.val_step(batch), data_batch=batch)
+            with errors_of_part('teacher.model'):
+                predicted = teacher.val_step(batch)
+            evaluator.process(data_samples=predicted, data_batch=batch)
     return evaluator.evaluate(len(loader.dataset))
