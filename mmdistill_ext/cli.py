@@ -17,6 +17,8 @@ from torch import distributed as dist
 
 from mmdistill_ext.compat import require_framework
 from mmdistill_ext.distillers.build import FRAMEWORKS
+from mmdistill_ext.error_keys import errors_of_parts
+from mmdistill_ext.hooks.metric_names_hook import MetricNamesHook
 from mmdistill_ext.safe_loading import add_trust_argument, name_sources, trust
 
 
@@ -132,8 +134,26 @@ def use_gloo(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner that the config asks for, a ``FlexibleRunner`` perhaps."""
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    """Build the runner that the config asks for, a ``FlexibleRunner`` perhaps.
+
+    Raises:
+        ValueError: A part of the config cannot be built; the message names its key.
+    """
+    with errors_of_parts(cfg):
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def train(runner: Runner) -> None:
+    """Check the names of metrics at the start, and train.
+
+    Raises:
+        ValueError: A part that the run builds at its start cannot be built, or a metric does not
+            exist; the message names its key.
+    """
+    if not any(isinstance(hook, MetricNamesHook) for hook in runner.hooks):
+        runner.register_hook(MetricNamesHook())
+    with errors_of_parts(runner.cfg):
+        runner.train()
 
 
 def leave_process_group() -> None:

@@ -12,8 +12,10 @@ PACKAGE = 'mmdistill_ext'
 # package they may, without a circle.
 LAYERS = (
     ('functional',),
-    ('config_scopes', 'registry', 'version'),
-    ('compat', 'checkpoint_content', 'download'),
+    ('config_scopes', 'arguments', 'version'),
+    ('error_keys', 'checkpoint_content', 'download'),
+    ('registry',),
+    ('compat',),
     ('safe_loading',),
     ('checkpoint', 'isolation', 'taps'),
     ('tap_paths',),

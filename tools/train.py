@@ -85,7 +85,7 @@ def train(cfg: Config) -> None:
     """Build the runner, check what it starts from, train."""
     runner = cli.build_runner(cfg)
     check_start(runner)
-    runner.train()
+    cli.train(runner)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,8 +23,8 @@ train_pipeline = [
     dict(
         type='mmdistill_ext.MakeViews',
         views=dict(
-            psp=[dict(type='PhotoMetricDistortion')],
             deeplab=[dict(type='PhotoMetricDistortion')],
+            psp=[dict(type='PhotoMetricDistortion')],
         ),
         pack=dict(type='PackSegInputs'),
     ),

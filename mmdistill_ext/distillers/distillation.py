@@ -10,7 +10,9 @@ from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from mmdistill_ext.arguments import check_arguments
 from mmdistill_ext.distillers.build_terms import build_terms
+from mmdistill_ext.distillers.first_step import check_schedules, named_at_first
 from mmdistill_ext.distillers.fit import Fit, build_fit
 from mmdistill_ext.distillers.loss_guard import LossGuard
 from mmdistill_ext.distillers.tapped_forward import most_calls
@@ -49,6 +51,7 @@ class Distillation:
         fuse_task_loss: bool = False,
         fit: dict | None = None,
     ) -> None:
+        check_arguments(Teacher, teacher, 'teacher')
         self._teacher = Teacher(**{**teacher, 'load_now': False})
         self._teacher.input.match(student)
         fuse = 'fit' if fit is not None else 'fuse_task_loss=True' if fuse_task_loss else None
@@ -61,6 +64,7 @@ class Distillation:
         )
         self.guard = LossGuard()
         self._checked: set[str] = set()  # terms that have seen their first batch
+        self._started = False
 
     def start(self) -> None:
         """Read the teacher's weights; building it does not, because inference needs none.
@@ -142,11 +146,15 @@ class Distillation:
             Named scalars, as the framework's ``parse_losses`` takes them.
         """
         self.guard.see(inputs, data_samples)
+        if not self._started:
+            check_schedules([term.schedule for term in self.terms])
+            student_loss = named_at_first('student', student_loss)
         active = self.active()
         if active:
             losses = self._distil(active, student, student_loss, inputs, data_samples)
         else:
             losses = student_loss(inputs, data_samples, mode='loss')
+        self._started = True
         idle = {term.name for term in self.terms} - {term.name for term, _ in active}
         return losses | _idle_losses(student, idle)
 
@@ -161,7 +169,9 @@ class Distillation:
         terms = [term for term, _ in active]
         leading = _leading_terms(terms)
         wanted = most_calls(term.teacher_calls for term in terms)
-        teacher_calls = self.teacher.calls(inputs, data_samples, wanted)
+        run = self.teacher.calls
+        run = run if self._started else named_at_first('teacher.model', run)
+        teacher_calls = run(inputs, data_samples, wanted)
         for term in terms:
             if term.name not in self._checked:
                 check_teacher_calls(term, teacher_calls)
@@ -187,7 +197,8 @@ class Distillation:
             losses = student_loss(inputs, data_samples, mode='loss')
             for term, weight in active:
                 self._check_once(term, records)
-                _merge(losses, term(records, weight), term.name)
+                form = term if self._started else named_at_first(f'losses.{term.name}', term)
+                _merge(losses, form(records, weight), term.name)
                 if self.fit and isinstance(term, HeadTerm) and term.leads(records):
                     self._record_fit(self.fit, term)
             taps.clear()

@@ -40,9 +40,8 @@ def register_extension(name: str, inner: str) -> Callable:
         def build_extension(*args: Any, **kwargs: Any) -> nn.Module:
             return build(*args, **without_nones(kwargs))
 
-        MODELS.register_module(name)(build_extension)
         INNER_MODELS[name] = inner
-        return build_extension
+        return MODELS.register_module(name)(build_extension)
 
     return register
 

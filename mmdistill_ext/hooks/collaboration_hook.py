@@ -19,6 +19,7 @@ from mmdistill_ext.evaluation import NetworksEvaluator
 from mmdistill_ext.functional.checks import given
 from mmdistill_ext.hooks.common import publish, unwrapped_model
 from mmdistill_ext.hooks.compared_metric import ComparedMetric
+from mmdistill_ext.hooks.metric_names import check_monitored, names_of_evaluator
 from mmdistill_ext.hooks.networks_validation import HeldOutErrors, NetworksValidation
 from mmdistill_ext.hooks.pictures import Pictures
 from mmdistill_ext.losses.collaboration_loss import ENSEMBLE
@@ -153,8 +154,11 @@ class CollaborationHook(Hook):
         }
         named = {key: metric for key, metric in candidates.items() if metric is not None}
         compared = ComparedMetric(named, (*self.model.names, ENSEMBLE))
-        metrics = getattr(getattr(runner.val_loop, 'evaluator', None), 'metrics', ())
+        evaluator = getattr(runner.val_loop, 'evaluator', None)
+        metrics = getattr(evaluator, 'metrics', ())
         compared.check_prefixes([metric.prefix for metric in metrics])
+        compared.check_names(names_of_evaluator(evaluator))
+        check_monitored(runner, self.model.names)
         return compared
 
     def _check_validation(self, runner: Runner) -> None:

@@ -9,8 +9,10 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 
+from mmdistill_ext.error_keys import errors_of_part
 from mmdistill_ext.hooks.common import unwrapped_model
 from mmdistill_ext.hooks.label_scan import scan_labels
+from mmdistill_ext.hooks.metric_names import check_monitored
 from mmdistill_ext.isolation import isolated_rng
 from mmdistill_ext.registry import HOOKS
 
@@ -57,6 +59,7 @@ class StartCheckHook(Hook):
                 '`StartCheckHook` needs a model with a teacher, e.g. '
                 f"type='mmdistill_ext.TeacherStudentDistiller'. Found {type(model).__name__}."
             )
+        check_monitored(runner)
         dataset = runner.train_dataloader.dataset
         check_class_order(distillation.teacher.classes, dataset.metainfo.get('classes'))
         known = label_range(model)
@@ -127,5 +130,7 @@ def score_teacher(runner: Runner, teacher: BaseModel) -> dict[str, float]:
     evaluator.dataset_meta = getattr(loader.dataset, 'metainfo', None)
     with torch.no_grad():
         for batch in loader:
-            evaluator.process(data_samples=teacher.val_step(batch), data_batch=batch)
+            with errors_of_part('teacher.model'):
+                predicted = teacher.val_step(batch)
+            evaluator.process(data_samples=predicted, data_batch=batch)
     return evaluator.evaluate(len(loader.dataset))

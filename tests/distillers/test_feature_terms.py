@@ -307,7 +307,7 @@ def test_own_loss_needs_a_loss_that_forms_it(teacher, key):
     [
         (dict(a=dict(type='mmseg.CrossEntropyLoss')), '`losses.a`.*DistillLoss.*CrossEntropyLoss'),
         (dict(a=dict(type='torch.nn.MSELoss')), '`losses.a`.*DistillLoss.*MSELoss'),
-        (dict(a=dict(type='NoLoss')), '`losses.a`.*NoLoss'),
+        (dict(a=dict(type='NoLoss')), '`losses.a.type`.*NoLoss'),
         (
             dict(a={**CWD, 'tap': 'nekc.0'}),
             "`losses.a.tap`.*'nekc.0'.*only: data_prep",

@@ -22,7 +22,7 @@ def build_runner(root: Path, **hook: object) -> Runner:
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=3)
     cfg.visualizer.vis_backends.append(dict(type='TensorboardVisBackend'))
     cfg = tiny_seg.distil(cfg, teacher, masks=dict(type='mmdistill_ext.ContrastMaskHook', **hook))
-    cfg.model.losses.late = dict(type='SelectiveLoss', begin=3)
+    cfg.model.losses.late = dict(type='SelectiveLoss', begin=2)
     return Runner.from_cfg(cfg)
 
 

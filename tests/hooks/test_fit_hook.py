@@ -43,7 +43,7 @@ def history(cfg):
     [
         (dict(interval=0), r'`FitHook.interval` should be an integer >= 1. Found 0'),
         (dict(batches=0), r'`FitHook.batches` should be an integer >= 1. Found 0'),
-        (dict(batches=2.5), r'`FitHook.batches` should be an integer >= 1. Found 2.5'),
+        (dict(batches=2.5), r'`FitHook.batches` should be an integer. Found 2.5'),
         (dict(window=0), r'`FitHook.window` should be an integer >= 1. Found 0'),
         (dict(check_labels=-1), r'`FitHook.check_labels` should be an integer >= 0. Found -1'),
     ],

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdistill_ext.arguments import check_arguments
 from mmdistill_ext.functional import unit_distillation, weigh_rows
-from mmdistill_ext.functional.checks import check_choice, check_factor, check_positive, given
+from mmdistill_ext.functional.checks import check_choice, check_factor, check_temperature, given
 from mmdistill_ext.units.base import Units
 from mmdistill_ext.units.boxes import FARTHEST, FARTHEST_TARGET, Boxes, overlaps, within
 
@@ -40,7 +41,7 @@ class BoxTerm(nn.Module):
         super().__init__()
         check_factor('box.weight', weight)
         check_choice('box.distance', distance, BOX_DISTANCES)
-        check_positive('box.temperature', temperature)
+        check_temperature(temperature, 'box.temperature')
         self.weight = weight
         self.distance = distance
         self.temperature = temperature
@@ -102,6 +103,7 @@ def build_box_term(box: dict | None) -> BoxTerm | None:
         return None
     if not isinstance(box, dict):
         raise ValueError(f"`box` should be a dict such as dict(distance='iou'). Found {box!r}.")
+    check_arguments(BoxTerm, box, 'box')
     return BoxTerm(**box)
 
 
