@@ -25,8 +25,8 @@ class PairRow(NamedTuple):
 
 TABLE: list[PairRow] = []
 KNOWN = (
-    'a segmentor of mmsegmentation, or a single-stage detector, two-stage detector or DETR of '
-    'mmdetection'
+    'a segmentor of mmsegmentation, or a single-stage detector, instance segmenter, two-stage '
+    'detector, DETR or MaskFormer of mmdetection'
 )
 
 

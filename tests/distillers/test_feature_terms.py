@@ -307,7 +307,7 @@ def test_own_loss_needs_a_loss_that_forms_it(teacher, key):
     [
         (dict(a=dict(type='mmseg.CrossEntropyLoss')), '`losses.a`.*DistillLoss.*CrossEntropyLoss'),
         (dict(a=dict(type='torch.nn.MSELoss')), '`losses.a`.*DistillLoss.*MSELoss'),
-        (dict(a=dict(type='NoLoss')), '`losses.a`.*NoLoss'),
+        (dict(a=dict(type='NoLoss')), '`losses.a.type`.*NoLoss'),
         (
             dict(a={**CWD, 'tap': 'nekc.0'}),
             "`losses.a.tap`.*'nekc.0'.*only: data_prep",
@@ -402,8 +402,9 @@ def test_a_bare_backbone_of_any_registry_is_a_teacher(tmp_path, scope):
     own = model.distillation.teacher.model
     assert torch.equal(own.conv1.weight, state['backbone.conv1.weight'])
     assert model(*seg_batch(), mode='loss')['loss_a'] > 0
+    losses = dict(a=feature('backbone.3', teacher_tap='output.3'))
     with pytest.raises(ValueError, match=r"`teacher.prefix`.*Found 'x\.'.*'backbone.conv1"):
-        build_teacher_student(seg(), {**spec, 'prefix': 'x.'}, dict(a=CWD))
+        build_teacher_student(seg(), {**spec, 'prefix': 'x.'}, losses).init_weights()
 
 
 def test_units_need_a_teacher_with_heads():
@@ -424,7 +425,7 @@ def test_units_need_a_teacher_with_heads():
 def test_mistakes_of_such_a_teacher_name_the_key(change, message):
     losses = dict(a=feature('backbone.3', teacher_tap='output.patches'))
     with pytest.raises((ValueError, KeyError), match=message):
-        build_teacher_student(seg(), {**PATCHES, **change}, losses)
+        build_teacher_student(seg(), {**PATCHES, **change}, losses).init_weights()
 
 
 def test_failing_dry_forward_says_whose_it_is():

@@ -16,8 +16,8 @@ def test_begin_warmup_and_stop():
 @pytest.mark.parametrize(
     ('values', 'message'),
     [
-        (dict(weight=-0.1), r'`losses.sel.weight` should be >= 0. Found -0.1'),
-        (dict(weight=float('nan')), r'`losses.sel.weight` should be >= 0. Found nan'),
+        (dict(weight=-0.1), r'`losses.sel.weight` should be a finite number >= 0.*=-0.1'),
+        (dict(weight=float('nan')), r'`losses.sel.weight` should be a finite number >= 0.*=nan'),
         (dict(begin=-1), r'`losses.sel.begin` should be >= 0. Found -1'),
         (dict(warmup=-1), r'`losses.sel.warmup`'),
         (dict(begin=5, stop=5), r'`losses.sel.stop` should come after `begin`=5. Found 5'),

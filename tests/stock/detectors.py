@@ -83,7 +83,7 @@ class Stock(NamedTuple):
         return self.config.split('/')[-1].removesuffix('.py')
 
 
-HOURGLASS = dict(channels=(256, 256), strides=(4, 4), size=256)
+HOURGLASS = dict(channels=(256, 256), strides=(4, 4))
 SSD = dict(channels=(512, 1024), strides=(8, 16), size=300)
 SEMANTIC = {'roi_head.semantic_head.num_classes': 5}
 RELAY = {'roi_head.feat_relay_head.in_channels': 64}
