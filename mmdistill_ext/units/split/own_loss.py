@@ -131,8 +131,15 @@ def row_losses(
 
 
 def loss_modules(head: nn.Module) -> dict[str, nn.Module]:
-    """The loss modules of a head, by name, such as ``'loss_cls'`` and TOOD's initial one."""
-    return {name: child for name, child in head.named_children() if 'loss_' in name}
+    """The loss modules of a head, by name, such as ``'loss_cls'`` and TOOD's initial one.
+
+    A child without a ``forward``, such as DDQ's losses of dense queries, has modules of its own.
+    """
+    return {
+        name: child
+        for name, child in head.named_children()
+        if 'loss_' in name and type(child).forward is not nn.Module.forward
+    }
 
 
 def check_loss_modules(head: nn.Module, key: str) -> None:

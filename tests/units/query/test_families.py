@@ -135,8 +135,9 @@ def test_own_losses_are_split_and_summed_up(name, by, models):
     model = models(name)
     data = batch(model)
     without = tiny_zoo.step(model, data)
-    prefix = model.distillation.terms[0].pair.prefix
-    hard = None
+    pair = model.distillation.terms[0].pair
+    prefix, hard = pair.prefix, None
+    assert pair.fused_loss('fit') is None
     for c in (1.0, 0.0, 0.5):
         found = tiny_zoo.step(tiny_zoo.set_fit(model, by, c, iou=0.05, score=0.99), data)
         if name == 'ddq':
@@ -199,11 +200,13 @@ def test_masks_of_a_student_that_is_its_teacher(tmp_path):
         found = tiny_zoo.step(model, batch(model))
         assert len(taps.all('run')) == 2  # once per stage, for boxes and masks
     assert abs(found.logged['mask_1.loss_m']) < 1e-5
-    assert not found.units[-1].teacher.requires_grad
+    (place,) = [i for i, term in enumerate(model.distillation.terms) if term.name == 'm']
+    assert found.units[place].labels.ndim == 3
+    assert not found.units[place].teacher.requires_grad
     empty = tiny_zoo.step(model, tiny_zoo.batch(model, boxes=False))
     assert empty.logged['mask_1.loss_m'] == 0
     with pytest.raises(ValueError, match='`fit` cannot split the loss of a DynamicMaskHead'):
-        model.distillation.terms[-1].pair.fused_loss('fit')
+        model.distillation.terms[place].pair.fused_loss('fit')
 
 
 def test_masks_without_a_query_of_the_teacher_are_ignored(tmp_path):

@@ -178,6 +178,7 @@ def test_own_losses_are_split_and_summed_up(name, by, models):
         c: tiny_zoo.step(tiny_zoo.set_fit(model, by, c, **rule), data) for c in (0.0, 0.5, 1.0)
     }
     terms = {term.pair.student_tap: term for term in model.distillation.terms}
+    assert all(term.pair.fused_loss('fit') is None for term in terms.values())
     for term in terms.values():
         prefix, head = term.pair.prefix, term.pair.head
         own = 'loss_mask' if 'mask' in prefix else None
