@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +20,11 @@ AUXILIARY = 'auxiliary_head'
 
 @torch.no_grad()
 def tapped_forward(
-    model: nn.Module, inputs: Tensor, data_samples: list | None, wanted: Mapping[str, int | None]
+    model: nn.Module,
+    inputs: Tensor,
+    data_samples: list | None,
+    wanted: Mapping[str, int | None],
+    to_the_end: bool = True,
 ) -> dict[str, list[Call]]:
     """Record calls in a forward that predicts, without gradient.
 
@@ -33,6 +37,7 @@ def tapped_forward(
         data_samples: The batch's data samples, for models that read their sizes.
         wanted: Dotted path -> number of its calls in a forward; None when it is not known, then the
             forward runs to its end.
+        to_the_end: Otherwise the forward may fail once every path has been called.
 
     Returns:
         Path -> its calls, in order; an empty list for what did not run.
@@ -46,7 +51,11 @@ def tapped_forward(
     all_known = len(known) == len(stop_after)
     stop = known if all_known else None
     with _all_locations(model), Taps(model, paths, stop_after=stop) as taps:
-        _forward(model, inputs, data_samples)
+        try:
+            _forward(model, inputs, data_samples)
+        except Exception:
+            if to_the_end or not all(taps.all(path) for path in paths):
+                raise
     calls = {path: taps.all(path) for path in paths}
     taps.clear()
     if later:
@@ -57,6 +66,15 @@ def tapped_forward(
         calls |= {path: taps.all(path) for path in later}
         taps.clear()
     return {path: calls[path] for path in wanted}
+
+
+def features_in_training(model: nn.Module) -> AbstractContextManager:
+    """Let backbone and neck give what they give in training; their layers stay as they are.
+
+    Some backbones of segmenters (DDRNet, PIDNet) then give maps for auxiliary losses too.
+    """
+    parts = (getattr(model, name, None) for name in ('backbone', 'neck'))
+    return training_flags([part for part in parts if isinstance(part, nn.Module)])
 
 
 def most_calls(wanted: Iterable[Mapping[str, int | None]]) -> dict[str, int | None]:
