@@ -1,4 +1,4 @@
-"""What the tools share: options, reading configs, checking checkpoints before a run."""
+"""What the tools share: options, reading configs, building runners."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import argparse
 import gc
 import importlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.model import BaseModel, BaseTTAModel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import distributed as dist
 
-from mmdistill_ext.checkpoint import load_exactly, load_weights
 from mmdistill_ext.compat import require_framework
 from mmdistill_ext.distillers.build import FRAMEWORKS
+from mmdistill_ext.error_keys import errors_of_parts
+from mmdistill_ext.hooks.metric_names_hook import MetricNamesHook
+from mmdistill_ext.safe_loading import add_trust_argument, name_sources, trust
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser with the options of every tool: ``config`` and ``--cfg-options``."""
+    """Return a parser with the options of every tool: config, ``--cfg-options``, ``--trust``."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file path')
     parser.add_argument(
@@ -32,6 +34,7 @@ def config_parser(description: str) -> argparse.ArgumentParser:
         help='override settings of the config, e.g. model.losses.sel.temperature=4. '
         'Lists: key="[a,b]" or key=a,b; nested: key="[(a,b),(c,d)]", quoted, without spaces',
     )
+    add_trust_argument(parser)
     return parser
 
 
@@ -48,8 +51,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
-def load_config(path: str, options: dict | None = None) -> Config:
+def load_config(path: str, options: dict | None = None, trusted: Sequence[str] = ()) -> Config:
     """Read a config, apply ``--cfg-options`` and register the framework of its default scope.
+
+    Args:
+        path: The file.
+        options: What to override, dotted key -> value.
+        trusted: Checkpoints that may run code while they are loaded.
 
     Raises:
         FileNotFoundError: There is no such config.
@@ -66,6 +74,8 @@ def load_config(path: str, options: dict | None = None) -> Config:
     if scope in FRAMEWORKS:
         require_framework(scope, f"`default_scope`='{scope}' of {path}")
         importlib.import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
+    name_sources(cfg._cfg_dict)
+    trust(*trusted)
     return cfg
 
 
@@ -124,40 +134,26 @@ def use_gloo(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner that the config asks for."""
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-
-
-def check_checkpoint(model: BaseModel, source: str, key: str, partial: bool = False) -> None:
-    """Stop before a run whose checkpoint is missing, damaged, unsafe, or of another model.
-
-    mmengine only warns about keys that are missing or differ in shape, and runs on.
-
-    Args:
-        model: The model to be filled, possibly wrapped.
-        source: File or URL.
-        key: The option or config key to name in errors.
-        partial: Accept a start that fits in part: most of the file's tensors are used, or most
-            of the model's are filled. Otherwise everything that the model has must be there, a
-            distiller's connectors too.
+    """Build the runner that the config asks for, a ``FlexibleRunner`` perhaps.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The checkpoint is damaged, unsafe, or of another model.
+        ValueError: A part of the config cannot be built; the message names its key.
     """
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    state = load_weights(source, key, connectors=not partial)['state_dict']
-    own = model.state_dict()
-    if partial:
-        fitting = sum(k in own and own[k].shape == value.shape for k, value in state.items())
-        if 2 * fitting < min(len(own), len(state)):
-            raise ValueError(
-                f"`{key}` '{source}' is of another model: only {fitting} of its {len(state)} "
-                f"tensors fit the {len(own)} of the config's model."
-            )
-        return
-    load_exactly(model, state, f"`{key}` '{source}'", more=True)
+    with errors_of_parts(cfg):
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def train(runner: Runner) -> None:
+    """Check the names of metrics at the start, and train.
+
+    Raises:
+        ValueError: A part that the run builds at its start cannot be built, or a metric does not
+            exist; the message names its key.
+    """
+    if not any(isinstance(hook, MetricNamesHook) for hook in runner.hooks):
+        runner.register_hook(MetricNamesHook())
+    with errors_of_parts(runner.cfg):
+        runner.train()
 
 
 def leave_process_group() -> None:

@@ -9,6 +9,7 @@ from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict, build_optim_wrapper
 from torch import Tensor, nn
 
+from mmdistill_ext.error_keys import errors_of_part
 from mmdistill_ext.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 
@@ -95,10 +96,10 @@ class PerNetworkOptimWrapperConstructor:
                 f'{sorted(networks)}. Found {sorted(self.configs)}'
                 f'{hint if self.configs.get("type") == "AmpOptimWrapper" else ""}.'
             )
-        wrappers = {
-            name: build_optim_wrapper(network, self.configs[name])
-            for name, network in networks.items()
-        }
+        wrappers = {}
+        for name, network in networks.items():
+            with errors_of_part(f'optim_wrapper.{name}'):
+                wrappers[name] = build_optim_wrapper(network, self.configs[name])
         _check_alike(wrappers)
         for name, wrapper in wrappers.items():
             if wrapper.clip_grad_kwargs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,8 @@ from mmengine.logging import print_log
 
 from mmdistill_ext.checkpoint import TEMPORARY
 
-try:
+if sys.platform != 'win32':
     import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 LOCK = '.mmdistill.lock'
 LATEST = 'last_checkpoint'
@@ -44,7 +43,7 @@ def locked(work_dir: str | os.PathLike) -> Iterator[None]:
 
 
 def _lock(descriptor: int, folder: Path) -> None:
-    if fcntl is None:
+    if sys.platform == 'win32':
         return
     try:  # of the process: the loaders' processes that outlive it for a moment do not hold it
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -270,3 +270,5 @@ WHOLE = dict(
 )
 """Families whose own loss FIT refuses."""
 FAMILIES = {**SPLIT, **WHOLE}
+VARIANTS = ('vfnet_plain', 'reppoints_minmax')
+"""Families that differ from another one in the targets or the boxes only."""

@@ -182,7 +182,11 @@ def save_weights(path, cfg: dict, seed: int) -> str:
 
 def raw(boxes: bool = True) -> dict:
     """Return the batch of :func:`tests.tiny_det.raw`, with a mask in every box, and segments."""
-    data = tiny_det.raw(boxes)
+    return add_masks(tiny_det.raw(boxes))
+
+
+def add_masks(data: dict) -> dict:
+    """Put an elliptic mask into every box of a raw batch, and segments."""
     for sample in data['data_samples']:
         height, width = sample.img_shape
         masks = [_ellipse(box, height, width) for box in sample.gt_instances.bboxes.tolist()]

@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write masks and summary."""
     args = parse_args(argv)
     values = check_contrast_values(args.values, '--values')
-    cfg = cli.load_config(args.config, args.cfg_options)
+    cfg = cli.load_config(args.config, args.cfg_options, args.trust)
     if not is_distillation(cfg):
         raise ValueError(f"`config` should have a teacher and a student. Found '{args.config}'.")
     if cfg.get('default_scope') == 'mmdet':
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary = dict(
         config=args.config,
         checkpoint=args.checkpoint,
-        teacher_checkpoint=cfg.model.teacher.checkpoint,
+        teacher_checkpoint=str(cfg.model.teacher.get('checkpoint', 'pretrained')),
         split=args.split,
         loss=name or None,
         heads=pair.heads,

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 
 import mmdistill_ext  # noqa: F401  before the config is read: `mmdistill_ext::` and `mmseg::` in it
 from mmdistill_ext import cli
+from mmdistill_ext.first_checkpoint import CheckFirstCheckpoint, check_before_loading, load_teachers
 from mmdistill_ext.work_dir import latest_checkpoint, locked
 
 
@@ -71,24 +72,26 @@ def use_resume(cfg: Config, resume: str) -> None:
 
 
 def check_start(runner: Runner) -> None:
-    """Check the checkpoint that the run starts from, if any, before it starts."""
+    """Check what the run starts from: the teacher's weights, and the checkpoint, if any."""
+    load_teachers(runner.model)
     resume, source = runner.cfg.get('resume'), runner.cfg.get('load_from')
-    if source is not None and ('://' not in source or source.startswith('http')):
+    if source is not None:
         key = 'resume' if resume else 'load_from'
-        cli.check_checkpoint(runner.model, source, key, partial=not resume)
+        hook = CheckFirstCheckpoint(str(source), key, partial=not resume)
+        check_before_loading(runner, hook)
 
 
 def train(cfg: Config) -> None:
     """Build the runner, check what it starts from, train."""
     runner = cli.build_runner(cfg)
     check_start(runner)
-    runner.train()
+    cli.train(runner)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train."""
     args = parse_args(argv)
-    cfg = cli.load_config(args.config, args.cfg_options)
+    cfg = cli.load_config(args.config, args.cfg_options, args.trust)
     cli.set_run_options(cfg, args)
     if args.amp:
         use_amp(cfg)
@@ -97,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     alone = not args.share_work_dir and cli.is_first_process(args.launcher)
     with locked(cfg.work_dir) if alone else nullcontext():
         if args.resume is not None or (cfg.get('resume') and cfg.get('load_from') is None):
-            use_resume(cfg, args.resume or 'auto')
+            named = cfg.resume if isinstance(cfg.get('resume'), str) else None  # FlexibleRunner's
+            use_resume(cfg, args.resume or named or 'auto')
         train(cfg)
     cli.leave_process_group()
 

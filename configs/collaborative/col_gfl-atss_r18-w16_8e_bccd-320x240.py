@@ -11,6 +11,7 @@ model = dict(
         atss='mmdistill_ext::plain/atss_r18-w16_8e_bccd-320x240.py',
     ),
     second=dict(type='MinLoss'),
+    reference='gfl',
     kl=dict(weight=1.0, warmup=200),
 )
 val_evaluator = dict(

@@ -8,6 +8,7 @@ model = dict(
         atss='mmdistill_ext::plain/atss_r18_1x_coco.py',
     ),
     second=dict(type='MinLoss'),
+    reference='gfl',
     kl=dict(weight=1.0, warmup=2000),
     box=dict(distance='iou'),
 )

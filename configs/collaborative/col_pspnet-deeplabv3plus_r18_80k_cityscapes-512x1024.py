@@ -23,11 +23,11 @@ train_pipeline = [
     dict(
         type='mmdistill_ext.MakeViews',
         views=dict(
-            psp=[dict(type='PhotoMetricDistortion')],
             deeplab=[dict(type='PhotoMetricDistortion')],
+            psp=[dict(type='PhotoMetricDistortion')],
         ),
+        pack=dict(type='PackSegInputs'),
     ),
-    dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_evaluator = dict(

@@ -29,17 +29,9 @@ def build_connector(
     configs = cfg if isinstance(cfg, (list, tuple)) else [cfg]
     modules, channels = [], in_channels
     for part in configs:
-        if not isinstance(part, dict) or 'type' not in part:
-            raise ValueError(
-                f"`{key}` should be a config such as dict(type='Conv1x1'), or a list of such. "
-                f'Found {part!r}.'
-            )
         sizes = dict(in_channels=channels, out_channels=out_channels)
-        try:
-            with isolated_rng():
-                modules.append(CONNECTORS.build({'_scope_': CONNECTORS.scope, **sizes, **part}))
-        except (TypeError, ValueError, KeyError) as error:
-            raise ValueError(f'`{key}`: {error}') from error
+        with isolated_rng():
+            modules.append(CONNECTORS.build_part(part, key, 'Conv1x1', **sizes))
         channels = _channels_after(modules[-1], channels, key)
     if channels != out_channels:
         raise ValueError(

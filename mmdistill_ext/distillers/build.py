@@ -11,6 +11,8 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmdistill_ext.compat import has_framework, require_framework
+from mmdistill_ext.error_keys import errors_of_parts
+from mmdistill_ext.safe_loading import name_sources
 
 FRAMEWORKS = ('mmseg', 'mmdet')
 
@@ -48,8 +50,15 @@ def resolve_model_cfg(spec: dict | str, key: str = 'model') -> ConfigDict:
 
 
 def build_model(spec: dict | str, key: str = 'model') -> nn.Module:
-    """Build the model that ``spec`` stands for, whatever the default scope is."""
-    return ROOT_MODELS.build(resolve_model_cfg(spec, key))
+    """Build the model that ``spec`` stands for, whatever the default scope is.
+
+    Raises:
+        ValueError: The framework refuses the model; the message names the part of ``key``.
+    """
+    cfg = resolve_model_cfg(spec, key)
+    name_sources(cfg, key)
+    with errors_of_parts(cfg, key):
+        return ROOT_MODELS.build(cfg)
 
 
 def _read_config(spec: str, key: str) -> Config:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+from typing import Any
+
 from torch import nn
 
-from mmdistill_ext.distillers.schedule import Schedule
+from mmdistill_ext.arguments import check_arguments, shown
+from mmdistill_ext.distillers.schedule import build_schedule
 from mmdistill_ext.distillers.tapped_forward import tapped_forward
 from mmdistill_ext.distillers.teacher import Teacher
 from mmdistill_ext.distillers.terms import FeatureTerm, HeadTerm, Term
@@ -16,9 +20,29 @@ from mmdistill_ext.units.features.pair import FeaturePair
 from mmdistill_ext.units.features.probe import Probe, dry_batch, dry_sizes, probe
 from mmdistill_ext.units.pairing import pair_heads
 
+
+@dataclass(frozen=True)
+class HeadKeys:
+    """What the config of a loss of units says of heads."""
+
+    head: str | None = None
+    teacher_head: str | None = None
+
+
+@dataclass(frozen=True)
+class FeatureKeys:
+    """What the config of a loss of features says of taps."""
+
+    tap: str | None = None
+    teacher_tap: str | None = None
+    connector: dict | list[dict] | None = None
+    grid: str = 'student'
+    weight_by: str | None = None
+
+
 SCHEDULE = ('weight', 'begin', 'warmup', 'stop')
-OF_HEADS = ('head', 'teacher_head')
-OF_FEATURES = ('tap', 'teacher_tap', 'connector', 'grid', 'weight_by')
+OF_HEADS = tuple(part.name for part in fields(HeadKeys))
+OF_FEATURES = tuple(part.name for part in fields(FeatureKeys))
 
 
 def build_terms(
@@ -38,22 +62,32 @@ def build_terms(
     Raises:
         ValueError: The message names the key ``losses.<name>``.
     """
-    if not losses:
-        raise ValueError('`losses` should name at least one loss. Found none.')
-    terms = [_build_term(student, teacher, name, cfg, fuse) for name, cfg in losses.items()]
+    if not losses or not isinstance(losses, dict):
+        raise ValueError(
+            "`losses` should name at least one loss, such as dict(kd=dict(type='KDLoss')). "
+            f'Found {shown(losses)}.'
+        )
+    _check_names(losses)
+    in_order = sorted(losses.items())  # by name: the order of a config's keys means nothing
+    terms = [_build_term(student, teacher, name, cfg, fuse) for name, cfg in in_order]
     if fuse:
         _check_own_losses(terms, fuse)
     _match_features([term for term in terms if isinstance(term, FeatureTerm)], student, teacher)
     return terms
 
 
+def _check_names(losses: dict) -> None:
+    for name in losses:
+        if not isinstance(name, str) or not name or '.' in name:
+            raise ValueError(f'`losses` should have names without a dot. Found {name!r}.')
+
+
 def _build_term(
     student: nn.Module, teacher: Teacher, name: str, cfg: dict, fuse: str | None
 ) -> Term:
-    key, cfg = f'losses.{name}', dict(cfg)
-    if not isinstance(name, str) or not name or '.' in name:
-        raise ValueError(f'`losses` should have names without a dot. Found {name!r}.')
-    schedule = Schedule(**_take(cfg, SCHEDULE), key=key)
+    key = f'losses.{name}'
+    cfg = dict(cfg) if isinstance(cfg, dict) else cfg
+    schedule = build_schedule(_take(cfg, SCHEDULE), key)
     of_heads, of_features = _take(cfg, OF_HEADS), _take(cfg, OF_FEATURES)
     loss = _build_loss(cfg, key)
     allowed, other = ('tap', of_heads) if loss.takes_features else ('head', of_features)
@@ -64,11 +98,12 @@ def _build_term(
             f'{", ".join(map(repr, other))}.'
         )
     if loss.takes_features:
-        features = _feature_pair(student, teacher, loss, key, **of_features)
+        check_arguments(FeatureKeys, of_features, key)
+        features = _feature_pair(student, teacher, loss, key, FeatureKeys(**of_features))
         return FeatureTerm(name, loss, schedule, features)
-    pair = pair_heads(
-        student, teacher.model, of_heads.get('head'), of_heads.get('teacher_head'), key
-    )
+    check_arguments(HeadKeys, of_heads, key)
+    heads = HeadKeys(**of_heads)
+    pair = pair_heads(student, teacher.model, heads.head, heads.teacher_head, key)
     try:
         loss.check(pair)
     except ValueError as error:
@@ -77,17 +112,14 @@ def _build_term(
     return HeadTerm(name, loss, schedule, pair, fused)
 
 
-def _take(cfg: dict, keys: tuple[str, ...]) -> dict:
-    return {key: cfg.pop(key) for key in keys if key in cfg}
+def _take(cfg: Any, keys: tuple[str, ...]) -> dict:
+    """Take a term's own keys out of its config; what is no config has none."""
+    return {key: cfg.pop(key) for key in keys if key in cfg} if isinstance(cfg, dict) else {}
 
 
-def _build_loss(cfg: dict, key: str) -> DistillLoss:
+def _build_loss(cfg: Any, key: str) -> DistillLoss:
     """Build the loss itself; ``ValueError`` if it is none, or its arguments are wrong."""
-    cfg.setdefault('_scope_', MODELS.scope)
-    try:
-        loss = MODELS.build(cfg)
-    except (TypeError, ValueError, KeyError) as error:
-        raise ValueError(f'`{key}`: {error}') from error
+    loss = MODELS.build_part(cfg, key, 'KDLoss')
     if not isinstance(loss, DistillLoss):
         raise ValueError(
             f'`{key}` should be a loss between student and teacher, a subclass of '
@@ -97,24 +129,15 @@ def _build_loss(cfg: dict, key: str) -> DistillLoss:
 
 
 def _feature_pair(
-    student: nn.Module,
-    teacher: Teacher,
-    loss: DistillLoss,
-    key: str,
-    tap: str | None = None,
-    teacher_tap: str | None = None,
-    connector: dict | list[dict] | None = None,
-    grid: str = 'student',
-    weight_by: str | None = None,
+    student: nn.Module, teacher: Teacher, loss: DistillLoss, key: str, keys: FeatureKeys
 ) -> FeaturePair:
-    mine = find_tap(student, tap, f'{key}.tap')
-    same = teacher_tap is None
-    theirs = find_tap(teacher.model, tap if same else teacher_tap, f'{key}.teacher_tap')
+    mine = find_tap(student, keys.tap, f'{key}.tap')
+    other = keys.tap if keys.teacher_tap is None else keys.teacher_tap
+    theirs = find_tap(teacher.model, other, f'{key}.teacher_tap')
     teacher.check_tap(theirs, f'{key}.teacher_tap')
-    weights = LocationWeights(weight_by, student, teacher.model, f'{key}.weight_by')
-    return FeaturePair(
-        mine, theirs, connector, grid, weights, teacher.input.patches, loss.any_channels, key
-    )
+    weights = LocationWeights(keys.weight_by, student, teacher.model, f'{key}.weight_by')
+    patches, any_channels = teacher.input.patches, loss.any_channels
+    return FeaturePair(mine, theirs, keys.connector, keys.grid, weights, patches, any_channels, key)
 
 
 def _match_features(terms: list[FeatureTerm], student: nn.Module, teacher: Teacher) -> None:

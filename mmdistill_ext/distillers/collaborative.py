@@ -9,10 +9,13 @@ from mmengine.logging import MessageHub
 from mmengine.model import BaseModel, ModuleDict
 from torch import Tensor
 
+from mmdistill_ext.arguments import check_arguments
 from mmdistill_ext.distillers.build import build_model
-from mmdistill_ext.distillers.network_configs import network_configs
+from mmdistill_ext.distillers.first_step import check_schedules, named_at_first
+from mmdistill_ext.distillers.loss_guard import LossGuard
+from mmdistill_ext.distillers.network_configs import find_reference, network_configs
 from mmdistill_ext.distillers.recompute import network_loss, recomputed_loss
-from mmdistill_ext.distillers.schedule import Schedule
+from mmdistill_ext.distillers.schedule import Schedule, build_schedule
 from mmdistill_ext.functional.checks import check_labels
 from mmdistill_ext.losses.boxes.joint_box_term import JointBoxTerm
 from mmdistill_ext.losses.collaboration_loss import CollaborationLoss
@@ -30,9 +33,10 @@ class CollaborativeDistiller(BaseModel):
 
     Each has its own loss (COL-2). Their logits form a second prediction per unit (COL-3), whose
     loss trains all of them, and each is pulled to it, detached, by a KL divergence (COL-4, COL-5).
-    Data samples that it predicts hold the ensemble's prediction, the weighted mean of the networks'
-    logits (for detectors NMS over all boxes, scores times weight), and ``sample.networks`` holds
-    every network's own.
+    The order in which ``students`` names them means nothing: weights and logs are in the order of
+    their names. Data samples that it predicts hold the ensemble's prediction, the weighted mean of
+    the networks' logits (for detectors NMS over all boxes, scores times weight), and
+    ``sample.networks`` holds every network's own.
 
     The log has ``<name>/...`` for each network's own losses, ``<name>/loss_kl``, and
     ``ensemble/loss``.
@@ -50,8 +54,12 @@ class CollaborativeDistiller(BaseModel):
         sequential_backward: Free each network's activations after its forward and recompute them
             when its backward pass comes (a second forward), so that one network's are in memory at
             a time. Gradients are the same.
+        reference: Name of the network whose target assignment (of a detector) and padding the
+            networks are compared and predict by; the first by name when not given.
         data_preprocessor: For networks that name none; the runner hands it over when the config
             has one beside the model.
+        pretrained: None; ``mmseg.apis.init_model`` sets it in any model's config.
+        train_cfg: None, for the same reason.
 
     Attributes:
         second: The policy of the second prediction.
@@ -75,7 +83,10 @@ class CollaborativeDistiller(BaseModel):
         second_weight: float = 1.0,
         box: dict | None = None,
         sequential_backward: bool = False,
+        reference: str | None = None,
         data_preprocessor: dict | None = None,
+        pretrained: None = None,
+        train_cfg: None = None,
     ) -> None:
         configs = network_configs(students, data_preprocessor)
         networks = {name: build_model(cfg, f'students.{name}') for name, cfg in configs.items()}
@@ -83,7 +94,8 @@ class CollaborativeDistiller(BaseModel):
         super().__init__(NetworkInputs(networks, preprocessors))
         self.students = ModuleDict(networks)  # mmengine's, which hands on `init_weights`
         self.register_buffer('weights', torch.full((len(networks),), 1 / len(networks)))
-        self.joint = pair_networks(networks)
+        self.reference = find_reference(reference, self.names)
+        self.joint = pair_networks(networks, self.reference)
         difference = 'bce' if self.joint.sigmoid else 'ce'
         label_spec = LabelSpec(difference, self.joint.ignore_index, self.joint.background)
         self.second = build_second_prediction(second, label_spec)
@@ -98,7 +110,9 @@ class CollaborativeDistiller(BaseModel):
             box=_build_box(box, self.joint),
         )
         self.sequential_backward = sequential_backward
+        self.loss_guard = LossGuard()
         self._labels_checked = False
+        self._started = False
         self.has_hook = False  # a hook takes the weights from the validation
 
     @property
@@ -115,7 +129,7 @@ class CollaborativeDistiller(BaseModel):
         """Losses, predictions or raw outputs, from ``inputs`` and ``data_samples`` by network.
 
         Args:
-            inputs: Name -> batch ``(B, 3, H, W)``, preprocessed for the network.
+            inputs: Name -> batch ``(B, C, H, W)``, preprocessed for the network.
             data_samples: Name -> the batch's data samples.
             mode: ``'loss'``, ``'predict'`` or ``'tensor'``.
 
@@ -138,7 +152,7 @@ class CollaborativeDistiller(BaseModel):
         """The networks' own losses, and the losses of their second prediction (COL-2 to COL-5).
 
         Args:
-            inputs: Name -> batch ``(B, 3, H, W)``, preprocessed for the network.
+            inputs: Name -> batch ``(B, C, H, W)``, preprocessed for the network.
             data_samples: Name -> the batch's data samples, with labels.
 
         Raises:
@@ -146,9 +160,13 @@ class CollaborativeDistiller(BaseModel):
                 weights should come from the validation and no hook brings them.
         """
         self._check_hook()
-        self._check_labels(data_samples[self.names[0]])
+        if not self._started:
+            check_schedules([self.schedule])
+        self._check_labels(data_samples[self.reference])
+        self.loss_guard.see(inputs, data_samples[self.reference])
         run = recomputed_loss if self.sequential_backward else network_loss
         own_losses, taps = self._run(run, inputs, data_samples)
+        self._started = True
         losses = {
             f'{name}/{key.removeprefix(self.joint.prefix)}': value
             for name, of_network in own_losses.items()
@@ -161,6 +179,12 @@ class CollaborativeDistiller(BaseModel):
         for calls in taps.values():
             calls.clear()
         return losses
+
+    def parse_losses(self, losses: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of all losses, which is looked at before the optimizer's step, and the terms."""
+        loss, log_vars = super().parse_losses(losses)
+        self.loss_guard.watch(loss, log_vars)
+        return loss, log_vars
 
     def has_labels(self, sample: dict) -> bool:
         """Whether a sample of a data set has the labels that the networks are compared by."""
@@ -180,7 +204,7 @@ class CollaborativeDistiller(BaseModel):
         Returns:
             ``(N, N)`` float64.
         """
-        data = self.data_preprocessor(data, False)
+        data = self.data_preprocessor(data, False, compared=True)
         units = self.joint.evaluated(self.students, data['inputs'], data['data_samples'])
         return self.collaboration.error_correlation(units)
 
@@ -191,7 +215,8 @@ class CollaborativeDistiller(BaseModel):
         losses, taps = {}, {}
         for name, network in self.students.items():
             with Taps(network, {path: path for path in self.joint.taps(name)}) as taps[name]:
-                losses[name] = run(network, inputs[name], data_samples[name])
+                form = run if self._started else named_at_first(f'students.{name}', run)
+                losses[name] = form(network, inputs[name], data_samples[name])
         return losses, taps
 
     def _check_hook(self) -> None:
@@ -213,14 +238,9 @@ class CollaborativeDistiller(BaseModel):
 
 def _build_schedule(kl: dict | None) -> tuple[Schedule, float]:
     """When the pull counts, and its temperature."""
-    if not isinstance(kl, dict | None):
-        raise ValueError(f'`kl` should be a dict such as dict(weight=1.0). Found {kl!r}.')
     kl = dict(kl or {})
     temperature = kl.pop('temperature', 1.0)
-    try:
-        return Schedule(**kl, key='kl'), temperature
-    except TypeError as error:
-        raise ValueError(f'`kl`: {error}') from error
+    return build_schedule(kl, 'kl'), temperature
 
 
 def _build_box(box: dict | None, joint: JointHeads) -> JointBoxTerm | None:
@@ -230,7 +250,5 @@ def _build_box(box: dict | None, joint: JointHeads) -> JointBoxTerm | None:
         raise ValueError(f'`box` is for detectors, segmenters have none. Found {box!r}.')
     if not joint.has_boxes:
         raise ValueError(f'`box` needs networks whose heads all predict boxes. Found {box!r}.')
-    try:
-        return JointBoxTerm(**box)
-    except TypeError as error:
-        raise ValueError(f'`box`: {error}') from error
+    check_arguments(JointBoxTerm, box, 'box')
+    return JointBoxTerm(**box)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
+import torch
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from mmdistill_ext.arguments import check_arguments
 from mmdistill_ext.distillers.build_terms import build_terms
+from mmdistill_ext.distillers.first_step import check_schedules, named_at_first
 from mmdistill_ext.distillers.fit import Fit, build_fit
+from mmdistill_ext.distillers.loss_guard import LossGuard
 from mmdistill_ext.distillers.tapped_forward import most_calls
 from mmdistill_ext.distillers.teacher import Teacher
+from mmdistill_ext.distillers.teacher_check import check_teacher_calls, check_teacher_units
 from mmdistill_ext.distillers.terms import SUMMED, HeadTerm, StepRecords, Term
 from mmdistill_ext.functional.checks import check_labels, given
 from mmdistill_ext.losses.base import DistillLoss
@@ -46,20 +51,42 @@ class Distillation:
         fuse_task_loss: bool = False,
         fit: dict | None = None,
     ) -> None:
-        self.teacher = Teacher(**teacher)
-        self.teacher.input.match(student)
+        check_arguments(Teacher, teacher, 'teacher')
+        self._teacher = Teacher(**{**teacher, 'load_now': False})
+        self._teacher.input.match(student)
         fuse = 'fit' if fit is not None else 'fuse_task_loss=True' if fuse_task_loss else None
-        self.terms = build_terms(student, self.teacher, losses, fuse)
+        self.terms = build_terms(student, self._teacher, losses, fuse)
         self.fit = None if fit is None else build_fit(fit)
         if self.fit is not None:
             check_main_term(self.main_term)
-        heads = self.head_terms
-        self.teacher.as_in_training = tuple(
-            {path: None for term in heads for path in term.pair.teacher_training}
+        self._teacher.as_in_training = tuple(
+            {path: None for term in self.terms for path in term.teacher_training}
         )
+        self.guard = LossGuard()
+        self._checked: set[str] = set()  # terms that have seen their first batch
+        self._started = False
+
+    def start(self) -> None:
+        """Read the teacher's weights; building it does not, because inference needs none.
+
+        Raises:
+            FileNotFoundError: The teacher's checkpoint does not exist.
+            ValueError: It is broken, unsafe, or of another model.
+        """
+        self._teacher.load()
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher, with its weights."""
+        self.start()
+        return self._teacher
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names that the teacher's checkpoint gives to the classes, or their numbers."""
+        heads = self.head_terms
         count = heads[0].pair.data_classes if heads else 0
-        self.classes: tuple[str, ...] = self.teacher.classes or tuple(map(str, range(count)))
-        self._checked = False
+        return self.teacher.classes or tuple(map(str, range(count)))
 
     @property
     def head_terms(self) -> list[HeadTerm]:
@@ -87,8 +114,12 @@ class Distillation:
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move or cast teacher and losses as the student (``.to()``, ``.half()``, ``.cuda()``)."""
-        for module in (self.teacher, *self.losses.values()):
+        for module in (self._teacher, *self.losses.values()):
             module._apply(fn)
+
+    def set_device(self, device: torch.device) -> None:
+        """Tell the teacher's data preprocessors where the student is."""
+        self._teacher.model._set_device(device)
 
     def active(self) -> list[tuple[Term, float]]:
         """The terms that count at the current iteration, with their weights."""
@@ -114,11 +145,16 @@ class Distillation:
         Returns:
             Named scalars, as the framework's ``parse_losses`` takes them.
         """
+        self.guard.see(inputs, data_samples)
+        if not self._started:
+            check_schedules([term.schedule for term in self.terms])
+            student_loss = named_at_first('student', student_loss)
         active = self.active()
         if active:
             losses = self._distil(active, student, student_loss, inputs, data_samples)
         else:
             losses = student_loss(inputs, data_samples, mode='loss')
+        self._started = True
         idle = {term.name for term in self.terms} - {term.name for term, _ in active}
         return losses | _idle_losses(student, idle)
 
@@ -133,7 +169,12 @@ class Distillation:
         terms = [term for term, _ in active]
         leading = _leading_terms(terms)
         wanted = most_calls(term.teacher_calls for term in terms)
-        teacher_calls = self.teacher.calls(inputs, data_samples, wanted)
+        run = self.teacher.calls
+        run = run if self._started else named_at_first('teacher.model', run)
+        teacher_calls = run(inputs, data_samples, wanted)
+        for term in terms:
+            if term.name not in self._checked:
+                check_teacher_calls(term, teacher_calls)
         split = self.fit.split() if self.fit else None
         paths = {path: path for term in terms for path in term.student_calls}
         replaced = {tap: _no_loss for tap, term in leading.items() if term.fused}
@@ -156,11 +197,12 @@ class Distillation:
             losses = student_loss(inputs, data_samples, mode='loss')
             for term, weight in active:
                 self._check_once(term, records)
-                _merge(losses, term(records, weight), term.name)
+                form = term if self._started else named_at_first(f'losses.{term.name}', term)
+                _merge(losses, form(records, weight), term.name)
                 if self.fit and isinstance(term, HeadTerm) and term.leads(records):
                     self._record_fit(self.fit, term)
             taps.clear()
-        self._checked = True
+        self._checked.update(term.name for term in terms)
         return losses
 
     def _record_fit(self, fit: Fit, term: HeadTerm) -> None:
@@ -168,11 +210,12 @@ class Distillation:
             fit.record(given(term.loss.records.pop_fit_sums(), 'fit_sums'))
 
     def _check_once(self, term: Term, records: StepRecords) -> None:
-        """Check the labels of the first step."""
-        if isinstance(term, HeadTerm) and not self._checked:
-            labels = records.units(term.pair).labels
+        """Check labels and teacher in the first step of a term."""
+        if isinstance(term, HeadTerm) and term.name not in self._checked:
+            units = records.units(term.pair)
             count = term.pair.num_classes + term.pair.background
-            check_labels(labels, count, term.pair.ignore_index)
+            check_labels(units.labels, count, term.pair.ignore_index)
+            check_teacher_units(term, units)
 
 
 def check_main_term(term: HeadTerm | None) -> HeadTerm:

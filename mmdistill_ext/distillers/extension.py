@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 from torch import nn
 
@@ -10,6 +12,8 @@ from mmdistill_ext.registry import MODELS
 
 INNER_MODELS: dict[str, str] = {}
 """Registered name of an extension -> key of its config that holds the model it extends."""
+SET_TO_NONE = ('pretrained', 'train_cfg')
+"""What ``mmseg.apis.init_model`` and tools of both frameworks set to None in any model's config."""
 
 
 def register_extension(name: str, inner: str) -> Callable:
@@ -32,11 +36,19 @@ def register_extension(name: str, inner: str) -> Callable:
     """
 
     def register(build: Callable) -> Callable:
-        MODELS.register_module(name)(build)
+        @wraps(build)
+        def build_extension(*args: Any, **kwargs: Any) -> nn.Module:
+            return build(*args, **without_nones(kwargs))
+
         INNER_MODELS[name] = inner
-        return build
+        return MODELS.register_module(name)(build_extension)
 
     return register
+
+
+def without_nones(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A model's arguments without what frameworks set to None in a config read for inference."""
+    return {k: v for k, v in arguments.items() if k not in SET_TO_NONE or v is not None}
 
 
 def extend(model: nn.Module, mixin: type, **state: object) -> nn.Module:

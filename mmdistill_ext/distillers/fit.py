@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from mmdistill_ext.arguments import check_arguments
 from mmdistill_ext.functional import SPLITS
 from mmdistill_ext.functional.checks import check_choice, check_threshold
 from mmdistill_ext.policies.fit_functions import ConstantFit
@@ -31,8 +32,7 @@ class Fit:
         has_hook: A hook measures x and takes the records; without one none are kept.
 
     Raises:
-        ValueError: A value is out of its range.
-        KeyError: There is no such function.
+        ValueError: A value is out of its range, or there is no such function.
     """
 
     def __init__(
@@ -48,15 +48,7 @@ class Fit:
         check_threshold(iou, 'fit.iou')
         if not isinstance(score, int | float) or not 0 <= score < 1:
             raise ValueError(f'`fit.score` should be in [0, 1). Found {score!r}.')
-        if not isinstance(function, dict) or 'type' not in function:
-            raise ValueError(
-                "`fit.function` should be a config such as dict(type='ExponentialFit'). "
-                f'Found {function!r}.'
-            )
-        try:
-            self.function = FIT_FUNCTIONS.build({'_scope_': FIT_FUNCTIONS.scope, **function})
-        except (TypeError, ValueError) as error:
-            raise ValueError(f'`fit.function`: {error}') from error
+        self.function = FIT_FUNCTIONS.build_part(function, 'fit.function', 'ExponentialFit')
         self.by = split
         self.threshold = threshold
         self.iou = iou
@@ -114,10 +106,10 @@ def build_fit(cfg: dict) -> Fit:
     Raises:
         ValueError: The config is no dict of :class:`Fit`'s arguments, or a value is impossible.
     """
-    try:
-        return Fit(**cfg)
-    except TypeError as error:
+    if not isinstance(cfg, dict):
         raise ValueError(
             "`fit` should be a config such as dict(function=dict(type='ExponentialFit'), "
-            f"split='unit'). Found {cfg!r}: {error}"
-        ) from error
+            f"split='unit'). Found {cfg!r}."
+        )
+    check_arguments(Fit, cfg, 'fit')
+    return Fit(**cfg)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from mmdistill_ext.taps import Call, Taps
+from mmdistill_ext.compat import has_framework
+from mmdistill_ext.isolation import training_flags
+from mmdistill_ext.taps import Call, Taps, wrapped
 
 FEATURES = 'extract_feat'
 AUXILIARY = 'auxiliary_head'
@@ -41,7 +44,8 @@ def tapped_forward(
         paths[FEATURES], stop_after[FEATURES] = FEATURES, 1
     known = {path: count for path, count in stop_after.items() if count is not None}
     all_known = len(known) == len(stop_after)
-    with Taps(model, paths, stop_after=known if all_known else None) as taps:
+    stop = known if all_known else None
+    with _all_locations(model), Taps(model, paths, stop_after=stop) as taps:
         _forward(model, inputs, data_samples)
     calls = {path: taps.all(path) for path in paths}
     taps.clear()
@@ -72,6 +76,34 @@ def _forward(model: Any, inputs: Tensor, data_samples: list | None) -> None:
         model(inputs, data_samples, mode='tensor')
     else:
         model(inputs)
+
+
+@contextmanager
+def _all_locations(model: nn.Module) -> Iterator[None]:
+    """Let heads with guided anchors predict for all locations, as they do while they train.
+
+    In eval mode they skip locations, which mmcv can do for one image at a time, and on GPUs only.
+    """
+    with ExitStack() as stack:
+        for head in _guided_heads(model):
+
+            def wrap(single: Callable, head: nn.Module = head) -> Callable:
+                def forward_single(*args: Any) -> Any:
+                    with training_flags([head]):
+                        return single(*args)
+
+                return forward_single
+
+            stack.enter_context(wrapped(head, 'forward_single', wrap))
+        yield
+
+
+def _guided_heads(model: nn.Module) -> list[nn.Module]:
+    if not has_framework('mmdet'):
+        return []
+    from mmdet.models.dense_heads import GuidedAnchorHead
+
+    return [module for module in model.modules() if isinstance(module, GuidedAnchorHead)]
 
 
 def _auxiliary_heads(model: nn.Module, paths: list[str]) -> list[nn.Module]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 AVERAGES = ('selected', 'valid')
+TEMPERATURES = (0.001, 1000)
+MOST = 1e6
 
 T = TypeVar('T')
 
@@ -28,9 +30,19 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f'`{name}` should be one of {", ".join(allowed)}. Found {name}={value!r}.')
 
 
-def check_temperature(temperature: float) -> None:
-    """Raise ``ValueError`` unless the temperature is a finite number above 0."""
-    check_positive('temperature', temperature)
+def check_temperature(temperature: float, name: str = 'temperature') -> None:
+    """Raise ``ValueError`` unless the temperature of a softmax is in [0.001, 1000].
+
+    Logits that differ by 1 give, at ``T`` = 1000, probabilities that differ by 1e-3 and a
+    divergence of 5e-7: above, it drowns in the rounding of float32 (1.2e-7). At ``T`` = 0.001 the
+    softmax is one-hot and its gradient, times ``T^2``, nothing: below, nothing is learned.
+    """
+    low, high = TEMPERATURES
+    if not _is_number(temperature) or not low <= temperature <= high:
+        raise ValueError(
+            f'`{name}` should be a finite number > 0, in [{low}, {high}]. Found '
+            f'{name}={temperature!r}.'
+        )
 
 
 def check_base(b: float) -> None:
@@ -61,9 +73,15 @@ def check_images(shape: Sequence[int]) -> None:
 
 
 def check_factor(name: str, value: float) -> None:
-    """Raise ``ValueError`` unless the value is a finite number >= 0."""
-    if not _is_number(value) or value < 0:
-        raise ValueError(f'`{name}` should be a finite number >= 0. Found {name}={value!r}.')
+    """Raise ``ValueError`` unless a factor of losses is in [0, 1e6].
+
+    The largest weights of published losses are some 3e4. From 2^24 = 1.7e7 on, the sum of losses in
+    float32 does not see the other ones any more.
+    """
+    if not _is_number(value) or not 0 <= value <= MOST:
+        raise ValueError(
+            f'`{name}` should be a finite number >= 0, at most {MOST:.0e}. Found {name}={value!r}.'
+        )
 
 
 def _is_number(value: object) -> bool:

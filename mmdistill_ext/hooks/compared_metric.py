@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from mmdistill_ext.hooks.metric_names import check_metric
+
 METRICS = ('mIoU', 'coco/bbox_mAP', 'pascal_voc/mAP')
 """What networks are compared by when no metric is named: the first of these that is evaluated."""
 
@@ -40,6 +42,18 @@ class ComparedMetric:
                     f"`{key}` should be a metric's name with its prefix and without a network's. "
                     f"Found '{name}', prefixes are {list(prefixes)}."
                 )
+
+    def check_names(self, known: set[str] | None) -> None:
+        """Refuse names that the evaluator's metrics are known not to give.
+
+        Args:
+            known: What they give, without a network's name; None if that is not known.
+
+        Raises:
+            ValueError: A name is that of no metric.
+        """
+        for key, name in self.named.items():
+            check_metric(key, name, known)
 
     def choose(self, metrics: Mapping[str, float]) -> str:
         """The metric to compare by, after a validation.

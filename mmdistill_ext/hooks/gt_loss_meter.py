@@ -11,9 +11,10 @@ from mmengine.runner import Runner, autocast
 from torch import Tensor
 
 from mmdistill_ext.distillers.distillation import Distillation, check_main_term
+from mmdistill_ext.error_keys import errors_of_part
 from mmdistill_ext.functional.add_up import add_up
 from mmdistill_ext.hooks.common import unwrapped_model
-from mmdistill_ext.hooks.start_check_hook import scan_labels
+from mmdistill_ext.hooks.label_scan import scan_labels
 from mmdistill_ext.isolation import eval_mode, isolated_rng
 from mmdistill_ext.round_loader import RoundLoader, build_labelled_loader
 
@@ -60,7 +61,9 @@ class GTLossMeter:
         with isolated_rng():
             if check_labels and is_main_process():
                 scan_labels(dataset, check_labels, pair.data_classes, pair.ignore_index, key)
-            self._sum(runner, [self.loader.collate_fn([dataset[0]])])  # fails now if it ever does
+            batch = self.loader.collate_fn([dataset[0]])
+            with errors_of_part('student'):  # fails now if it ever does
+                self._sum(runner, [batch])
 
     def measure(self, runner: Runner) -> list[float]:
         """Sums of the loss and of its weights over the next round's batches of all ranks."""

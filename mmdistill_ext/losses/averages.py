@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor
 
 from mmdistill_ext.functional import BlockwiseResult
+from mmdistill_ext.functional.checks import check_factor
 
 AVERAGES = ('selected', 'valid', 'positive')
 
@@ -48,13 +48,18 @@ def class_weight_tensor(values: Sequence[float] | None) -> Tensor | None:
     """Class weights as a tensor.
 
     Raises:
-        ValueError: They are not numbers >= 0.
+        ValueError: They are not in [0, 1e6], or all are 0: then nothing would be learned.
     """
     if values is None:
         return None
     weights = [float(value) for value in values]
-    if not weights or not all(math.isfinite(value) and value >= 0 for value in weights):
-        raise ValueError(f'`class_weight` should be numbers >= 0. Found {list(values)}.')
+    for weight in weights:
+        check_factor('class_weight', weight)
+    if not any(weights):
+        raise ValueError(
+            f'`class_weight` should have a weight above 0. Found {list(values)}: nothing would be '
+            'learned.'
+        )
     return torch.tensor(weights, dtype=torch.float32)
 
 

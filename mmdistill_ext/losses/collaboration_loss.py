@@ -16,7 +16,7 @@ from mmdistill_ext.functional import (
     collaborate,
     networks_correlation,
 )
-from mmdistill_ext.functional.checks import check_factor, check_positive, given
+from mmdistill_ext.functional.checks import check_factor, check_temperature, given
 from mmdistill_ext.losses.averages import scale_of
 from mmdistill_ext.losses.boxes.joint_box_term import JointBoxTerm
 from mmdistill_ext.policies.second_predictions import SecondPrediction
@@ -61,7 +61,7 @@ class CollaborationLoss(nn.Module):
         box: JointBoxTerm | None = None,
     ) -> None:
         super().__init__()
-        check_positive('kl.temperature', temperature)
+        check_temperature(temperature, 'kl.temperature')
         check_factor('second_weight', second_weight)
         self.names = tuple(names)
         self.second = second

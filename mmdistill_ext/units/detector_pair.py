@@ -17,6 +17,7 @@ from torch import Tensor
 from mmdistill_ext.isolation import training_flags
 from mmdistill_ext.taps import Call, Taps
 from mmdistill_ext.units.base import FusedCrossEntropy, SplitRule, Units
+from mmdistill_ext.units.padding import pad_semantic_labels
 from mmdistill_ext.units.pair import HeadPair
 from mmdistill_ext.units.split.head_split import HeadSplit
 from mmdistill_ext.units.split.own_loss import check_loss_modules, total_loss
@@ -160,6 +161,7 @@ class DetectorPair(HeadPair):
             ``(2,)``: the loss times the number of images, and that number.
         """
         batch = student.data_preprocessor(batch, False)
+        pad_semantic_labels(student.data_preprocessor, batch['data_samples'])
         images = len(batch['data_samples'])
         parts = (m for n, m in student.named_modules() if n.split('.')[-1] in self.training_parts)
         with training_flags([student, *parts]), Taps(student, dict(own=self.student_tap)) as taps:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmdistill_ext.isolation import training_flags
 from mmdistill_ext.taps import Taps
+from mmdistill_ext.units.padding import pad_semantic_labels
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ class JointHeads(ABC):
         """
         taps = {}
         for name, network in networks.items():
+            pad_semantic_labels(network.data_preprocessor, data_samples[name])
             parts = self.parts_in_training(network)
             paths = {path: path for path in self.taps(name)}
             with training_flags(parts), Taps(network, paths) as taps[name]:

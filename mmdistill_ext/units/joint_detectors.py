@@ -25,14 +25,14 @@ class JointDetectors(JointHeads):
     """Joins the heads of several detectors (COL-8).
 
     Attributes:
-        first: Name of the network whose target assignment decides the labels.
+        reference: Name of the network whose target assignment decides the labels.
     """
 
     average = 'positive'
     is_detection = True
     prefix = ''
     ignore_index = IGNORED
-    first: str
+    reference: str
 
     @staticmethod
     def labels_of(sample: DetDataSample) -> Tensor:
@@ -55,8 +55,8 @@ class JointDetectors(JointHeads):
             name: network.predict(inputs[name], [shallow_copy(x) for x in data_samples[name]])
             for name, network in networks.items()
         }
-        factors, test_cfg = weights.tolist(), self.test_cfg(networks[self.first])
-        together = data_samples[self.first]
+        factors, test_cfg = weights.tolist(), self.test_cfg(networks[self.reference])
+        together = data_samples[self.reference]
         for sample, *own in zip(together, *predicted.values(), strict=True):
             sample.pred_instances = merge([x.pred_instances for x in own], factors, test_cfg)
         return with_networks(together, predicted)

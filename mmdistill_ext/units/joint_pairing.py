@@ -10,11 +10,12 @@ from mmdistill_ext.compat import has_framework
 from mmdistill_ext.units.joint import JointHeads
 
 
-def pair_networks(networks: Mapping[str, nn.Module]) -> JointHeads:
+def pair_networks(networks: Mapping[str, nn.Module], reference: str) -> JointHeads:
     """Join the heads that the networks predict with (COL-8).
 
     Args:
         networks: Name -> network.
+        reference: Name of the network that the others are compared by.
 
     Returns:
         A :class:`~mmdistill_ext.units.pixel.joint.JointPixels`, or for detectors a
@@ -27,7 +28,7 @@ def pair_networks(networks: Mapping[str, nn.Module]) -> JointHeads:
     """
     for models, joint in _kinds():
         if all(isinstance(network, models) for network in networks.values()):
-            return joint(networks)
+            return joint(networks, reference)
     types = {name: type(network).__name__ for name, network in networks.items()}
     raise ValueError(
         '`students` should all be segmentors of mmsegmentation, or all detectors '

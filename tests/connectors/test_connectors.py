@@ -59,10 +59,10 @@ def test_several_are_sized_one_after_the_other():
 @pytest.mark.parametrize(
     ('cfg', 'message'),
     [
-        (dict(type='Conv2x2'), '`losses.a.connector`.*Conv2x2'),
-        (dict(type='Conv1x1', size=3), '`losses.a.connector`.*size'),
-        (dict(type='MLP', hidden_channels=0), '`losses.a.connector`.*`hidden_channels`.*Found 0'),
-        (dict(type='Resize', scale_factor=0), '`losses.a.connector`.*`scale_factor`'),
+        (dict(type='Conv2x2'), '`losses.a.connector.type`.*Conv2x2'),
+        (dict(type='Conv1x1', size=3), '`losses.a.connector.size`'),
+        (dict(type='MLP', hidden_channels=0), '`losses.a.connector.hidden_channels`.*Found 0'),
+        (dict(type='Resize', scale_factor=0), '`losses.a.connector.scale_factor`'),
         ('Conv1x1', "`losses.a.connector` should be a config.*Found 'Conv1x1'"),
         ([dict(type='Norm')], '`losses.a.connector` should give 6 channels.*Found 4'),
         (dict(type='Norm', norm_cfg=dict(type='GN', num_groups=3)), '`losses.a.connector`'),

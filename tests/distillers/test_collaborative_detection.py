@@ -150,7 +150,7 @@ def test_boxes_without_an_object_cost_nothing():
         (dict(distance='l2'), "`box.distance` should be one of iou, l1.*'l2'"),
         (dict(distance='distribution'), '`box.distance` should be one of iou, l1'),
         (dict(weight=-1.0), '`box.weight` should be a finite number >= 0'),
-        (dict(wieght=1.0), '`box`.*wieght'),
+        (dict(wieght=1.0), '`box.wieght` should be an argument of JointBoxTerm'),
     ],
 )
 def test_boxes_that_are_impossible(box, message):

@@ -30,7 +30,7 @@ def change(cfg, **head):
     [
         (dict(a=segmenter()), '`students` should be a dict of two networks or more.*Found'),
         ({}, '`students` should be a dict of two networks or more.*Found .none'),
-        ([segmenter(), segmenter()], '`students` should be a dict of two networks or more'),
+        ([segmenter(), segmenter()], '`students` should be a dict. Found'),
         *(
             ({name: segmenter(), 'b': segmenter()}, f'names that are identifiers.*Found {name!r}')
             for name in ('ensemble', 'a.b', 'keys', 'my_loss', '', '1a', 'a/b', 'forward', 3)
@@ -83,23 +83,35 @@ def test_names_that_belong_to_pytorch(name):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(second=dict(type='Nothing')), '`second`.*Nothing'),
+        (
+            dict(second=dict(type='Nothing')),
+            "`second.type` should be a registered second prediction: .*Found 'Nothing'",
+        ),
         (dict(second=dict(per='unit')), '`second`.*type'),
         (dict(second='MinLoss'), '`second`'),
         (dict(second=None), '`second`'),
-        (dict(second=dict(type='MinLoss', pre='unit')), '`second`.*pre'),
+        (
+            dict(second=dict(type='MinLoss', pre='unit')),
+            '`second.pre` should be an argument of MinLoss: per. Found .*is it `per`',
+        ),
         (dict(second=dict(type='MinLoss', per='pixel')), "`second.per`.*'pixel'"),
-        (dict(second=dict(type='ValidationWeighted')), '`second`.*metric'),
-        (dict(kl=dict(wieght=1.0)), '`kl`.*wieght'),
-        (dict(kl=dict(key='a')), '`kl`'),
-        (dict(kl=dict(weight=-1.0)), '`kl.weight` should be >= 0. Found -1.0'),
+        (dict(second=dict(type='ValidationWeighted')), '`second.metric` should be given'),
+        (
+            dict(kl=dict(wieght=1.0)),
+            '`kl.wieght` should be an argument of Schedule: .*is it `weight`',
+        ),
+        (dict(kl=dict(key='a')), '`kl.key` should be an argument'),
+        (dict(kl=dict(weight=-1.0)), '`kl.weight` should be a finite number >= 0.*=-1.0'),
         (dict(kl=dict(begin=3, stop=3)), '`kl.stop` should come after'),
         (dict(kl=dict(temperature=0.0)), '`kl.temperature` should be a finite number > 0'),
         (dict(kl=dict(temperature='2')), '`kl.temperature` should be a finite number > 0'),
-        (dict(second_weight=-0.5), '`second_weight` should be a finite number >= 0. Found .*-0.5'),
+        (
+            dict(second_weight=-0.5),
+            '`second_weight` should be a finite number >= 0, .*Found .*-0.5',
+        ),
         (
             dict(second_weight=math.nan),
-            '`second_weight` should be a finite number >= 0. Found .*nan',
+            '`second_weight` should be a finite number >= 0, .*Found .*nan',
         ),
     ],
     ids=str,

@@ -183,7 +183,7 @@ def test_activations_may_be_recomputed(names):
             torch.testing.assert_close(value, second[key], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('names', ['cascade mask', 'dino ddq', 'sparse deformable'])
+@pytest.mark.parametrize('names', ['htc mask', 'dino ddq', 'sparse deformable'])
 def test_errors_are_measured_without_leaving_a_trace(names):
     model = distiller(names)
     step(model, batch(model))  # DDQ gets a part of its state then

@@ -231,7 +231,7 @@ def test_only_those_of_the_validation_measure_and_only_images_are_weighed():
     ('cfg', 'message'),
     [
         (dict(type='MinLoss', per='pixel'), "`second.per` should be one of unit, image.*'pixel'"),
-        (dict(type='Linear', per=None), '`second.per` should be one of unit, image.*None'),
+        (dict(type='Linear', per=None), '`second.per` should be a string. Found None'),
         (
             dict(type='ValidationWeighted', metric='mIoU', temperature=0.0),
             '`second.temperature` should be a finite number > 0',

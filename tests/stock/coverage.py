@@ -41,7 +41,7 @@ def _section(title: str, rows: list[dict[str, str]]) -> str:
     for row in rows:
         cells = []
         for column, text in row.items():
-            if column in ('config', 'head', 'learns from') or len(text) < 10:
+            if column in ('config', 'head', 'learns from', 'note') or len(text) < 10:
                 cells.append(text)
                 continue
             if text not in reasons:

@@ -153,7 +153,7 @@ def test_a_row_of_the_table_of_coverage():
         units='pixels',
         fit='',
         features='yes',
-        col='yes',
+        together='yes',
         note='',
     )
     assert row['fit'].startswith('refused: `fit` needs a head whose loss is one softmax')

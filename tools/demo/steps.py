@@ -99,10 +99,15 @@ class Job:
         self.file = out / 'steps' / f'{step.slug}.json'
 
     def is_finished(self) -> bool:
-        """Whether the step's record is there and counts."""
-        if not self.file.is_file():
+        """Whether the step's record is there and counts; a damaged one does not."""
+        try:
+            self.record = dict(json.loads(self.file.read_text()))
+        except (OSError, ValueError, TypeError):
             return False
-        self.record = json.loads(self.file.read_text())
+        if not all(
+            isinstance(self.record.get(key), (int, float)) for key in ('seconds', 'started')
+        ):
+            return False
         same = all(self.record.get(key) == value for key, value in self.identity.items())
         if same:
             print(f'[{self.step.name}] finished before, in {self.record["seconds"]:.0f} s')
@@ -145,7 +150,9 @@ class Job:
                 f'  {shown(self.step.command)}\nThe end of {self.log}:\n{tail}'
             )
         self.record = dict(self.identity, started=self.started, seconds=seconds)
-        self.file.write_text(json.dumps(self.record, indent=2) + '\n')
+        part = self.file.with_suffix('.part')
+        part.write_text(json.dumps(self.record, indent=2) + '\n')
+        part.replace(self.file)
         print(f'[{self.step.name}] finished in {seconds:.0f} s', flush=True)
         return self.record
 

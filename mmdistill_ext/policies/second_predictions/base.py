@@ -153,10 +153,7 @@ def build_second_prediction(cfg: dict, label_spec: LabelSpec) -> SecondPredictio
     Raises:
         ValueError: There is no such policy, or it does not take such arguments or such labels.
     """
-    try:
-        policy = SECOND_PREDICTIONS.build({'_scope_': SECOND_PREDICTIONS.scope, **cfg})
-    except (TypeError, KeyError) as error:
-        raise ValueError(f'`second`: {error}') from error
+    policy: SecondPrediction = SECOND_PREDICTIONS.build_part(cfg, 'second', 'MinLoss')
     return policy.bind(label_spec)
 
 

@@ -353,6 +353,10 @@ class DenseFamilies:
                 return family(head) if same else None
         return None
 
+    def __iter__(self) -> Iterator[type[DenseFamily]]:
+        """All families, in the order of their registration."""
+        return iter(self._families.values())
+
     def __str__(self) -> str:
         return ', '.join(head_type.__name__ for head_type in self._families)
 

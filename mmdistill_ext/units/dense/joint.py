@@ -21,25 +21,28 @@ HEAD = 'bbox_head'
 class JointDense(JointDetectors):
     """Joins the heads of several single-stage detectors, location by location.
 
-    One label per location is needed to compare the networks by: it comes from the first network's
-    target assignment. The own loss of each network keeps that network's assignment. Levels that
-    some network lacks learn from the labels alone.
+    One label per location is needed to compare the networks by: it comes from the reference
+    network's target assignment. The own loss of each network keeps that network's assignment.
+    Levels that some network lacks learn from the labels alone.
 
     Args:
         networks: Name -> an mmdet single-stage detector.
+        reference: Name of the network that assigns the targets; the first when not given.
 
     Raises:
         ValueError: The heads cannot be joined; the message says why and what can.
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+    def __init__(self, networks: Mapping[str, nn.Module], reference: str | None = None) -> None:
         self.families = {name: _family(network, name) for name, network in networks.items()}
-        names = {
-            f"'{name}' ({type(family.head).__name__})": family
-            for name, family in self.families.items()
-        }
-        self.levels = common_levels(names, 'The networks', 'students')
-        self.first, lead = next(iter(self.families.items()))
+        self.reference = next(iter(networks)) if reference is None else reference
+        lead = self.families[self.reference]
+        leading = sorted(self.families, key=lambda name: name != self.reference)
+        heads = {name: self.families[name] for name in leading}
+        named = {f"'{name}' ({type(x.head).__name__})": x for name, x in heads.items()}
+        places = common_levels(named, 'The networks', 'students')
+        levels = dict(zip(leading, places, strict=True))
+        self.levels = [levels[name] for name in self.families]
         self.num_classes = lead.num_classes
         self.sigmoid = lead.sigmoid
         self.has_boxes = all(family.has_boxes for family in self.families.values())
@@ -48,8 +51,8 @@ class JointDense(JointDetectors):
         self._target_taps = tuple(f'{HEAD}.{name}' for name in lead.taps)
 
     def taps(self, name: str) -> tuple[str, ...]:
-        """Paths to tap in a network: its predictions and, in the first, the target assignment."""
-        return (self._loss_tap, *(self._target_taps if name == self.first else ()))
+        """Paths to tap in a network: its predictions and, in the reference, its targets."""
+        return (self._loss_tap, *(self._target_taps if name == self.reference else ()))
 
     def __call__(
         self,
@@ -72,7 +75,8 @@ class JointDense(JointDetectors):
             name: DenseOutputs(family, places, partial(_arguments, taps[name], self._loss_tap))
             for (name, family), places in parts
         }
-        targets = DenseTargets(outputs, lambda name: taps[self.first].all(f'{HEAD}.{name}'))
+        calls = taps[self.reference]
+        targets = DenseTargets(outputs, lambda name: calls.all(f'{HEAD}.{name}'), self.reference)
         return JointUnits(
             labels=targets.labels,
             logits=tuple(head.scores for head in outputs.values()),

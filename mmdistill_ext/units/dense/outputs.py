@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.taps import Call
+from mmdistill_ext.units.boxes import decode_safely
 from mmdistill_ext.units.dense.family import Assigned, DenseFamily
 from mmdistill_ext.units.detector_pair import IGNORED
 from mmdistill_ext.units.painters import Levels
@@ -98,7 +99,11 @@ class DenseOutputs:
 
     def decode(self, images: Tensor, units: Tensor) -> Tensor:
         """Boxes of some units, ``(K, 4)``."""
-        return self.family.decode(*self.encoded(images, units))
+        return self.decode_encoded(*self.encoded(images, units))
+
+    def decode_encoded(self, priors: Tensor, strides: Tensor, predicted: Tensor) -> Tensor:
+        """Boxes ``(K, 4)`` of what :meth:`encoded` gave; none that overflows gets a gradient."""
+        return decode_safely(lambda x: self.family.decode(priors, strides, x), predicted)
 
     @property
     def _like(self) -> Tensor:
@@ -110,22 +115,26 @@ class DenseOutputs:
 
 
 class DenseTargets:
-    """The target assignment that the first of several heads made for its own loss in one step.
+    """The target assignment that one of several heads made for its own loss in one step.
 
     Args:
-        outputs: Name of a head, for errors -> its predictions. The first assigned the targets.
-        calls: Gives, by its name, the calls of a method of the head that assigned them.
+        outputs: Name of a head, for errors -> its predictions.
+        calls: Gives, by its name, the calls of a method of the head that assigned the targets.
+        lead: Name of the head that assigned them; the first when not given.
     """
 
     def __init__(
-        self, outputs: Mapping[str, DenseOutputs], calls: Callable[[str], list[Call]]
+        self,
+        outputs: Mapping[str, DenseOutputs],
+        calls: Callable[[str], list[Call]],
+        lead: str | None = None,
     ) -> None:
         self.outputs, self._calls = outputs, calls
-        self.lead = next(iter(outputs.values()))
+        self.lead = outputs[next(iter(outputs)) if lead is None else lead]
 
     @cached_property
     def all_assigned(self) -> Assigned:
-        """The assignment for all levels of the first head."""
+        """The assignment for all levels of the head that made it."""
         family = self.lead.family
         first, *more = (self._calls(name) for name in family.taps)
         with torch.no_grad():
@@ -163,7 +172,7 @@ class DenseTargets:
     def labels(self) -> Tensor:
         """Labels that the heads are compared by, ``(B, N)``; ignored where a class is untrained."""
         labels, classified = self.assigned.labels, self.assigned.classified
-        others = list(self.outputs.values())[1:]
+        others = [head for head in self.outputs.values() if head is not self.lead]
         if not all(other.family.knows_background for other in others):
             classified = classified & (labels < self.lead.family.num_classes)
         return labels.where(classified, IGNORED)
@@ -180,8 +189,7 @@ class DenseTargets:
         sizes = {
             name: [level[:2] for level in outputs.levels] for name, outputs in self.outputs.items()
         }
-        own, *others = sizes.values()
-        if any(size != own for size in others):
+        if len({str(size) for size in sizes.values()}) > 1:
             listed = ', '.join(f'{size} in {name}' for name, size in sizes.items())
             raise ValueError(
                 'The heads should have feature maps of the same sizes, level by level. '

@@ -115,7 +115,7 @@ class DensePair(DetectorPair):
             other = step.teacher.encoded(*index)
         return Boxes(
             index=index,
-            student=self.student.decode(*own),
+            student=step.student.decode_encoded(*own),
             teacher=step.teacher_boxes,
             target=step.targets.boxes,
             scale=own[1],

@@ -26,6 +26,8 @@ class JointPixels(JointHeads):
 
     Args:
         networks: Name -> an mmseg segmentor.
+        reference: Name of the network whose padding the ensemble's predictions have; the first
+            when not given.
 
     Raises:
         ValueError: A head has no per-pixel logits, or the heads differ in classes, output
@@ -37,7 +39,8 @@ class JointPixels(JointHeads):
     average = 'valid'
     prefix = 'decode.'
 
-    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+    def __init__(self, networks: Mapping[str, nn.Module], reference: str | None = None) -> None:
+        self.reference = next(iter(networks)) if reference is None else reference
         found = {name: find_map_head(x, f'students.{name}') for name, x in networks.items()}
         self._heads = found
         self.heads = {name: head.logits for name, head in found.items()}
@@ -136,7 +139,7 @@ class JointPixels(JointHeads):
         weights: Tensor,
     ) -> list[SegDataSample]:
         """The ensemble's predictions, by the weighted mean of the networks' logits."""
-        first = next(iter(networks))
+        first = self.reference
         frame = _padding(data_samples[first])
         mixture: float | Tensor = 0
         predicted = {}

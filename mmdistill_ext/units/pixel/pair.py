@@ -210,8 +210,8 @@ def _conversion(mine: FoundHead, other: FoundHead, key: str) -> Callable[[Tensor
     convert = conversion(source, target)
     if convert is None:
         raise ValueError(
-            f'The heads should predict with the same activation, or the teacher with a softmax '
-            f'(`{key}`): several sigmoids are no distribution over the classes. Found {target} in '
+            f'`{key}` should have heads that predict with the same activation, or a teacher with '
+            f'a softmax: several sigmoids are no distribution over the classes. Found {target} in '
             f"the student's '{mine.path}', {source} in the teacher's '{other.path}'; a loss of "
             "features (`tap='backbone'`) fits both."
         )

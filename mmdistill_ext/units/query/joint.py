@@ -23,16 +23,17 @@ class JointQueries(JointDetectors):
     Each network's queries are matched by its own loss, on the layer that it predicts with. Objects
     that some network has no query for are ignored; queries without an object learn from the labels
     alone. The ensemble's prediction is an NMS over the boxes of all networks, at an IoU of 0.5
-    where the first network's ``test_cfg`` has no ``nms``.
+    where the reference network's ``test_cfg`` has no ``nms``.
 
     Args:
         networks: Name -> an mmdet DETR, or Sparse R-CNN.
+        reference: Name of the network whose ``test_cfg`` it is; the first when not given.
 
     Raises:
         ValueError: The heads cannot be joined; the message says why and what can.
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+    def __init__(self, networks: Mapping[str, nn.Module], reference: str | None = None) -> None:
         self.families = {
             name: find_queries(network, _path(network), f'students.{name}')
             for name, network in networks.items()
@@ -42,7 +43,8 @@ class JointQueries(JointDetectors):
             for name, family in self.families.items()
         }
         check_alike(names, 'The networks', 'students')
-        self.first, lead = next(iter(self.families.items()))
+        self.reference = next(iter(networks)) if reference is None else reference
+        lead = self.families[self.reference]
         self.num_classes = lead.num_classes
         self.sigmoid = lead.sigmoid
         self.background = self.sigmoid  # a softmax has a channel for background
@@ -70,7 +72,7 @@ class JointQueries(JointDetectors):
             data_samples: Name -> the batch's data samples.
             boxes: The boxes are needed too; finding the objects is a host sync.
         """
-        objects = Objects(data_samples[self.first])
+        objects = Objects(data_samples[self.reference])
         own = {
             name: family.trained(taps[name], data_samples[name])
             for name, family in self.families.items()

@@ -14,7 +14,7 @@ from mmdistill_ext.units.boxes import overlaps
 from mmdistill_ext.units.detector_pair import IGNORED
 from mmdistill_ext.units.query.family import padded
 from mmdistill_ext.units.query.step import QueryStep, pick
-from mmdistill_ext.units.split.correctness import correct_images, correct_units
+from mmdistill_ext.units.split.correctness import correct_images, correct_units, seen_units
 from mmdistill_ext.units.split.head_split import HeadSplit
 
 
@@ -55,15 +55,10 @@ class QuerySplit(HeadSplit):
         step, classes = self.step, self.step.families[1].num_classes
         matches = step.teacher.objects
         valid = padded([torch.ones_like(match, dtype=torch.bool) for match in matches])
-        return correct_images(
-            scores[..., :classes],
-            padded([(match == 0).long() * classes for match in matches]),
-            valid,
-            lambda image, queries, classes: step.teacher.boxes[image, queries],
-            step.objects.truth,
-            self.rule.iou,
-            self.rule.score,
-        )
+        boxes = step.teacher.boxes
+        scores = scores[..., :classes]
+        seen = seen_units(scores, valid, lambda image, at, _: boxes[image, at], self.rule.score)
+        return correct_images(seen, step.objects.truth, self.rule.iou)
 
     def tell_rows(self) -> AbstractContextManager:
         """Tell the head's loss modules which queries are simple, in the order of their rows."""

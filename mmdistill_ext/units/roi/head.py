@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 import mmdistill_ext.units.roi.families  # noqa: F401  (registers mmdet's)
+from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.taps import Call, resolve
 from mmdistill_ext.units.by_class import ByClass
 from mmdistill_ext.units.detector_pair import FEATURES_INSTEAD
 from mmdistill_ext.units.roi.family import ROI_FAMILIES, RoIFamily
+from mmdistill_ext.units.split.correctness import Detections
 
 
 class RoIHead:
@@ -50,6 +55,7 @@ class RoIHead:
             self.head = self.head[-1]
         self.path = path
         self.roi_head: Any = getattr(model, 'roi_head', None)
+        self.rpn_head: Any = getattr(model, 'rpn_head', None)
         self.stage = stage_of(path)
         family = self._family(trains)
         reader = self._reader() if method == 'forward' else None
@@ -88,10 +94,49 @@ class RoIHead:
             features: The call that gave the maps of the neck.
             rois: Image and corners of each RoI, ``(n, 5)``.
         """
+        context = self._context(features)
+        return self.family.run(self.method, self.stage, features.output, rois, context)
+
+    @torch.no_grad()
+    def detect(
+        self, features: Call, samples: list[DetDataSample], score: float
+    ) -> list[Detections]:
+        """What the detector finds by itself, with proposals of its own, as when it is used.
+
+        It is worked out once for the features, however many heads ask for it.
+
+        Args:
+            features: The call that gave the maps of the neck.
+            samples: The batch's data samples; their sizes are read, and proposals if they bring
+                some (Fast R-CNN).
+            score: Score in [0, 1) above which something is found.
+        """
+        known = f'detections above {score}'
+        if known not in features.derived:
+            features.derived[known] = self._detect(features, samples, score)
+        return features.derived[known]
+
+    def _detect(
+        self, features: Call, samples: list[DetDataSample], score: float
+    ) -> list[Detections]:
+        metas = [sample.metainfo for sample in samples]
+        test_cfg = ConfigDict(self.roi_head.test_cfg, score_thr=score)
+        # mmdet's proposals and NMS want one type throughout, which autocast does not give them.
+        with torch.autocast(features.output[0].device.type, enabled=False):
+            maps = tuple(full_precision(level) for level in features.output)
+            if 'proposals' in samples[0]:
+                proposals = [sample.proposals for sample in samples]
+            else:
+                proposals = self.rpn_head.predict(maps, samples, rescale=False)
+            found = self.roi_head.predict_bbox(
+                maps, metas, proposals, test_cfg, **self.family.context(maps)
+            )
+        return [Detections(image.bboxes, image.labels) for image in found]
+
+    def _context(self, features: Call) -> Any:
         if 'roi_context' not in features.derived:
             features.derived['roi_context'] = self.family.context(features.output)
-        context = features.derived['roi_context']
-        return self.family.run(self.method, self.stage, features.output, rois, context)
+        return features.derived['roi_context']
 
 
 def stage_of(path: str) -> tuple[int, ...]:

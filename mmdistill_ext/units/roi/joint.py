@@ -1,4 +1,4 @@
-"""Units of several two-stage detectors: proposals of the first (COL-8)."""
+"""Units of several two-stage detectors: proposals of one of them (COL-8)."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ HEAD, FEATURES = 'roi_head.bbox_head', 'extract_feat'
 
 
 class JointRoIs(JointDetectors):
-    """Joins the box heads of several two-stage detectors, RoI by RoI of the first network.
+    """Joins the box heads of several two-stage detectors, RoI by RoI of the reference network.
 
-    Every network looks at the proposals that the first network sampled for its own loss (in a
-    cascade, for its last stage), in features of its own; their labels are those of the first
+    Every network looks at the proposals that the reference network sampled for its own loss
+    (in a cascade, for its last stage), in features of its own; their labels are those of that
     network's assignment. For the other networks that is a second run of the box head, so BatchNorm
     in a box head counts these RoIs too. The ensemble's prediction is an NMS over the boxes of all
-    networks, with the ``test_cfg`` of the first; masks come with their boxes.
+    networks, with the ``test_cfg`` of the reference; masks come with their boxes.
 
     Args:
         networks: Name -> an mmdet two-stage detector.
+        reference: Name of the network that samples; the first when not given.
 
     Raises:
         ValueError: The heads cannot be joined; the message says why and what can.
@@ -37,12 +38,13 @@ class JointRoIs(JointDetectors):
     sigmoid = False
     background = False  # a softmax has a channel for background
 
-    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+    def __init__(self, networks: Mapping[str, nn.Module], reference: str | None = None) -> None:
         self.heads = {
             name: BoxHead(network, HEAD, f'students.{name}', trains=True)
             for name, network in networks.items()
         }
-        self.first, lead = next(iter(self.heads.items()))
+        self.reference = next(iter(networks)) if reference is None else reference
+        lead = self.heads[self.reference]
         self.num_classes = lead.head.num_classes
         self.has_boxes = all(head.reader.has_boxes for head in self.heads.values())
         for name, head in self.heads.items():
@@ -63,13 +65,14 @@ class JointRoIs(JointDetectors):
             if head.head.num_classes != self.num_classes:
                 raise ValueError(
                     'The networks should have the same `num_classes` (`students`). Found '
-                    f"{self.num_classes} in '{self.first}', {head.head.num_classes} in '{name}'."
+                    f"{self.num_classes} in '{self.reference}', {head.head.num_classes} in "
+                    f"'{name}'."
                 )
 
     def taps(self, name: str) -> tuple[str, ...]:
-        """Paths to tap: sampling and loss of the first network, the features of the others."""
+        """Paths to tap: sampling and loss of the reference network, the features of the others."""
         head = self.heads[name]
-        return (head.sampled_tap, head.targets_tap) if name == self.first else (FEATURES,)
+        return (head.sampled_tap, head.targets_tap) if name == self.reference else (FEATURES,)
 
     def __call__(
         self,
@@ -88,10 +91,10 @@ class JointRoIs(JointDetectors):
             ValueError: The networks' images have different sizes.
         """
         self._check(data_samples)
-        sampled = SampledRoIs(self.heads[self.first], taps[self.first])
+        sampled = SampledRoIs(self.heads[self.reference], taps[self.reference])
         outputs = {}
         for name, head in self.heads.items():
-            if name == self.first:
+            if name == self.reference:
                 outputs[name] = sampled.call.scores, sampled.call.boxes
             else:
                 found = head.run(taps[name][FEATURES], sampled.call.rois)
@@ -118,10 +121,10 @@ class JointRoIs(JointDetectors):
             name: [tuple(sample.metainfo['img_shape'][:2]) for sample in samples]
             for name, samples in data_samples.items()
         }
-        different = [name for name, found in sizes.items() if found != sizes[self.first]]
+        different = [name for name, found in sizes.items() if found != sizes[self.reference]]
         if different:
             raise ValueError(
                 'The networks should see images of the same sizes: they look at the same '
-                f"proposals. Found {sizes[self.first]} for '{self.first}', "
+                f"proposals. Found {sizes[self.reference]} for '{self.reference}', "
                 f"{sizes[different[0]]} for '{different[0]}'."
             )

@@ -80,6 +80,17 @@ def test_finished_steps_are_not_run_again(run, tmp_path: Path, capsys: pytest.Ca
     assert '[second] finished before' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('text', ['', '{"command"', '7', '[]', '{}', '{"seconds": "a"}'])
+def test_a_step_with_a_damaged_record_is_run_again(run, tmp_path: Path, text: str):
+    run(CHAIN[0])
+    (tmp_path / 'steps/first.json').write_text(text)
+    run(CHAIN[0])
+    assert notes(tmp_path) == ['one', 'one']
+    run(CHAIN[0])
+    assert notes(tmp_path) == ['one', 'one']
+    assert [path.name for path in (tmp_path / 'steps').iterdir()] == ['first.json']
+
+
 def test_a_change_runs_what_follows_again(run, tmp_path: Path):
     run(*CHAIN)
     run(('first', note('new'), []), CHAIN[1])

@@ -372,6 +372,7 @@ def test_the_ensemble_holds_the_networks(weights):
         assert sample.pred_instances.scores.max() <= 1
         for name, mine in zip(networks, own, strict=True):
             assert torch.equal(sample.networks[name].pred_instances.bboxes, mine.bboxes)
-            assert sample.networks[name].gt_instances is sample.gt_instances
+            shared = sample.networks[name].gt_instances.bboxes
+            assert shared is sample.gt_instances.bboxes
         if weights[1] < 0:
             assert set(sample.pred_instances.labels.tolist()) <= set(own[0].labels.tolist())

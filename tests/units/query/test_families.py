@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from mmdistill_ext.isolation import eval_mode
 from mmdistill_ext.taps import Taps
 from tests import tiny_zoo
 
@@ -151,6 +152,16 @@ def test_own_losses_are_split_and_summed_up(name, by, models):
             for k in own:
                 assert torch.equal(found.losses[k], without.losses[k]), k
     assert hard > 0
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_own_loss_is_measured_as_it_is_in_training(name, models):
+    model = tiny_zoo.set_fit(models(name), 'image', 1.0, iou=0.05, score=0.99)
+    own = tiny_zoo.step(model, tiny_zoo.batch(model)).units[0].own
+    torch.manual_seed(5)
+    with eval_mode(model):
+        found = model.distillation.terms[0].pair.gt_loss(model, tiny_zoo.raw())
+    torch.testing.assert_close(found, own.sums, rtol=1e-4, atol=1e-4)
 
 
 MASK = dict(type='KDLoss', head='roi_head.mask_head')

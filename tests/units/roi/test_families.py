@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mmdistill_ext.isolation import eval_mode
 from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.pairing import pair_heads
 from tests import tiny_zoo
@@ -40,6 +41,14 @@ def losses_of(name, teacher=None):
     losses = {key: cfg if boxes else dict(cfg, box=None) for key, cfg in LOSSES.items()}
     masks = name in WITH_MASKS and (teacher is None or teacher in (*WITH_MASKS, 'mask'))
     return {**losses, **MASKS} if masks else losses
+
+
+def plain_norms(model):
+    """The model with its BatchNorms in eval mode: those of Double-Head train."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    return model
 
 
 @pytest.fixture(scope='module')
@@ -102,10 +111,7 @@ def test_units_are_what_the_heads_own_loss_compared(name, teacher, models):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(name, models):
-    model = models(name, same=True)
-    for module in model.modules():  # those of Double-Head are in training mode
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.eval()
+    model = plain_norms(models(name, same=True))
     found = tiny_zoo.step(model, tiny_zoo.batch(model))
     for key, value in found.logged.items():
         if key.split('.')[0] in {term.pair.prefix for term in model.distillation.terms}:
@@ -224,6 +230,17 @@ def test_a_trident_teacher_looks_once():
     teacher.roi_head.test_branch_idx = -1
     with pytest.raises(ValueError, match='`a` needs a teacher that looks at each image once'):
         pair_heads(student, teacher, None, None, 'a')
+
+
+@pytest.mark.parametrize('name', SPLITS)
+def test_the_own_loss_is_measured_as_it_is_in_training(name, models):
+    """Outside of training mmdet's preprocessor leaves semantic maps without padding."""
+    model = tiny_zoo.set_fit(models(name), 'image', 1.0, iou=0.3, score=0.9)
+    own = tiny_zoo.step(plain_norms(model), tiny_zoo.batch(model)).units[0].own
+    torch.manual_seed(5)
+    with eval_mode(model):
+        found = model.distillation.terms[0].pair.gt_loss(model, tiny_zoo.raw())
+    torch.testing.assert_close(found, own.sums, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('name', UNSPLIT)
