@@ -55,6 +55,7 @@ def distilled(student, teacher, losses, **kwargs):
 
 def mask2former(framework):
     sizes = tiny_zoo.SIZES | dict(feat_channels=16, out_channels=16, num_layers=2)
+    sizes['num_stuff_classes'] = 0
     if framework == 'mmseg':
         cfg = resolve_model_cfg(
             'mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py'
