@@ -177,7 +177,7 @@ def _probe_both(
         ),
         probe(
             teacher.model,
-            lambda paths: teacher.calls(inputs, samples, paths),
+            lambda paths: teacher.calls(inputs, samples, paths, to_the_end=False),
             [term.pair.teacher_tap.call for term in terms],
             size,
             'teacher',
