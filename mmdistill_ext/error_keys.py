@@ -54,7 +54,8 @@ def errors_of_parts(cfg: Any, key: str = '') -> Iterator[None]:
 
 def is_named(error: Exception) -> bool:
     """Whether an error begins with a config key, or is none that a config is to blame for."""
-    return isinstance(error, NOT_OF_THE_CONFIG) or _text(error).startswith('`')
+    ours = isinstance(error, ValueError | TypeError)  # a KeyError of mmengine's begins with `cfg`
+    return isinstance(error, NOT_OF_THE_CONFIG) or (ours and _text(error).startswith('`'))
 
 
 def said(error: Exception) -> str:

@@ -229,6 +229,8 @@ def names_key(message: str, path: Path_) -> bool:
     top, *inner = path
     leaf = str(next((x for x in reversed(path) if isinstance(x, str)), ''))
     if top == 'custom_hooks':
+        if f'custom_hooks.{inner[0]}' in message:
+            return True
         return 'Hook' in message and (leaf in message or leaf == 'custom_hooks' or len(inner) == 1)
     if top == 'default_hooks':
         return 'save_best' in message or 'default_hooks.checkpoint' in message

@@ -32,9 +32,7 @@ def config(name: str, queries: int = 12) -> dict:
     """Return one of them with a ResNet-18 of 8 channels."""
     cfg = resolve_model_cfg(f'mmdet::{FORMERS[name]}')
     cfg.data_preprocessor.batch_augments = None
-    for part in (cfg.panoptic_head, cfg.panoptic_fusion_head):
-        part.update(num_things_classes=3, num_stuff_classes=STUFF[name])
-    tiny_zoo._shrink(cfg, SIZES)
+    tiny_zoo._shrink(cfg, {**SIZES, 'num_stuff_classes': STUFF[name]})
     cfg.backbone.update(depth=18, init_cfg=None, norm_eval=True, base_channels=8, stem_channels=8)
     cfg.panoptic_head.update(in_channels=[8, 16, 32, 64], num_queries=queries)
     cfg.panoptic_head.loss_cls.class_weight = [1.0] * (3 + STUFF[name]) + [0.1]

@@ -155,7 +155,11 @@ class Teacher(nn.Module):
         return {path: recorded[-1] for path, recorded in calls.items()}
 
     def calls(
-        self, inputs: Tensor, data_samples: list | None, wanted: Mapping[str, int | None]
+        self,
+        inputs: Tensor,
+        data_samples: list | None,
+        wanted: Mapping[str, int | None],
+        to_the_end: bool = True,
     ) -> dict[str, list[Call]]:
         """Run as far as the wanted calls and record them.
 
@@ -163,6 +167,7 @@ class Teacher(nn.Module):
             inputs: Batch ``(B, 3, H, W)`` in the student's normalisation, padded.
             data_samples: The batch's data samples (their sizes are read, never their labels).
             wanted: See :func:`~mmdistill_ext.distillers.tapped_forward.tapped_forward`.
+            to_the_end: See there too.
 
         Returns:
             Path -> its calls.
@@ -171,7 +176,7 @@ class Teacher(nn.Module):
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with training_flags(self.model.get_submodule(path) for path in self.as_in_training):
-            return tapped_forward(self.model, inputs, data_samples, wanted)
+            return tapped_forward(self.model, inputs, data_samples, wanted, to_the_end)
 
 
 def _compile(model: nn.Module) -> tuple[str, ...]:

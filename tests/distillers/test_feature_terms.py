@@ -9,7 +9,7 @@ from mmdistill_ext.checkpoint import load_weights
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
 from mmdistill_ext.distillers.teacher_student import build_teacher_student
 from mmdistill_ext.registry import MODELS
-from tests import tiny_det, tiny_seg, tiny_zoo, users_own  # noqa: F401  registers parts
+from tests import tiny_dense, tiny_det, tiny_seg, tiny_zoo, users_own  # noqa: F401  registers parts
 
 CONV = dict(type='Conv1x1')
 CWD = dict(type='CWDLoss', tap='backbone.3', connector=CONV)
@@ -55,6 +55,7 @@ def distilled(student, teacher, losses, **kwargs):
 
 def mask2former(framework):
     sizes = tiny_zoo.SIZES | dict(feat_channels=16, out_channels=16, num_layers=2)
+    sizes['num_stuff_classes'] = 0
     if framework == 'mmseg':
         cfg = resolve_model_cfg(
             'mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py'
@@ -448,3 +449,13 @@ def test_queries_of_different_numbers_are_refused(tmp_path):
     model = distilled(cfg, saved(tmp_path, cfg), losses)
     with pytest.raises(ValueError, match='`losses.a` should have maps, or as many tokens'):
         model(*tiny_zoo.batch(model), mode='loss')
+
+
+def test_scores_of_guided_anchors_weigh_the_features_of_a_batch(tmp_path):
+    """In eval mode such a head looks at one image only, and on GPUs only."""
+    cfgs = [{'_scope_': 'mmdet', **tiny_dense.guided(channels)} for channels in (8, 16)]
+    losses = dict(f=feature('neck.0', weight_by='teacher_score'))
+    model = distilled(cfgs[0], saved(tmp_path, cfgs[1]), losses)
+    found = model(*tiny_det.batch(model), mode='loss')
+    assert found['loss_f'] > 0
+    assert not any(module.training for module in model.distillation.teacher.modules())

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -144,6 +145,35 @@ def test_views_of_other_networks_are_refused_at_the_start(root, tmp_path, names)
     cfg = config(root, tmp_path, SECONDS['MinLoss'])
     add_views(cfg.train_dataloader.dataset.pipeline, {name: [] for name in names})
     message = rf"`MakeViews\.views` should be.*\['a', 'b'\]\. Found \['a', '{names[1]}'"
+    with pytest.raises(ValueError, match=message):
+        train(cfg)
+
+
+@pytest.mark.parametrize(
+    ('hook', 'message'),
+    [
+        (
+            dict(
+                type='mmdet.PipelineSwitchHook',
+                switch_epoch=1,
+                switch_pipeline=[
+                    dict(
+                        type='mmdistill_ext.MakeViews',
+                        views=dict(a=[], c=[]),
+                        pack=dict(type='PackSegInputs'),
+                    )
+                ],
+            ),
+            r"`MakeViews\.views` should be.*\['a', 'b'\]\. Found \['a', 'c'\]",
+        ),
+        (dict(type='mmdet.YOLOXModeSwitchHook'), r'`custom_hooks`.*YOLOXModeSwitchHook.*Found one'),
+    ],
+    ids=['views of others', 'head of one'],
+)
+def test_hooks_that_change_the_data_late_are_checked_at_the_start(root, tmp_path, hook, message):
+    cfg = config(root, tmp_path, SECONDS['MinLoss'])
+    cfg.custom_hooks.append(hook)
+    import_module('mmdet.engine.hooks')
     with pytest.raises(ValueError, match=message):
         train(cfg)
 

@@ -73,17 +73,19 @@ def test_anchors_are_averaged_over_the_positive_ones():
     torch.testing.assert_close(losses[f'{ENSEMBLE}/loss'], each[units.labels >= 0].sum() / 3)
 
 
-def test_boxes_are_averaged_as_the_classes_are():
-    units = anchors(3)
+@pytest.mark.parametrize('count', [3, 5])
+def test_boxes_are_averaged_over_the_boxes(count):
+    """A head may train more boxes than units with a class."""
+    units = dataclasses.replace(anchors(3), boxes=boxes(count))
     term = JointBoxTerm(weight=0.5)
     losses = make(spec=ANCHORS, box=term, second_weight=0.25)(units, 2.0, WEIGHTS)
     second, pulls = term(units.boxes, None)
-    torch.testing.assert_close(losses[f'{ENSEMBLE}/loss_box'], 0.25 * 0.5 * second / 3)
+    torch.testing.assert_close(losses[f'{ENSEMBLE}/loss_box'], 0.25 * 0.5 * second / count)
     for name, pull in zip(NAMES, pulls, strict=True):
-        torch.testing.assert_close(losses[f'{name}/loss_kl_box'], 2.0 * 0.5 * pull / 3)
+        torch.testing.assert_close(losses[f'{name}/loss_kl_box'], 2.0 * 0.5 * pull / count)
     weighted = make(General(), ANCHORS, box=term)(units, 1.0, WEIGHTS)
     second, _ = term(units.boxes, WEIGHTS)
-    torch.testing.assert_close(weighted[f'{ENSEMBLE}/loss_box'], 0.5 * second / 3)
+    torch.testing.assert_close(weighted[f'{ENSEMBLE}/loss_box'], 0.5 * second / count)
 
 
 @pytest.mark.parametrize(

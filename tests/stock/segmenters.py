@@ -79,12 +79,12 @@ SIZES = dict(mobilenet_v3=(392, 392))  # its pooling has a window of 49 pixels a
 TAPS = dict(
     dpt='backbone.0.0',  # of each level the map and the class token
     san='image_encoder.0.0',
-    ddrnet='backbone.spp',  # these two backbones give other features in training
-    pidnet='backbone.spp',
+    ddrnet='backbone.1',  # these two backbones give maps for auxiliary losses in training
+    pidnet='backbone.1',
 )
 NOTES = dict(
-    ddrnet="features: `tap='backbone.spp'`, the backbone gives other features in training",
-    pidnet="features: `tap='backbone.spp'`, the backbone gives other features in training",
+    ddrnet="features: `tap='backbone.1'`, `teacher_tap='backbone'`",
+    pidnet="features: `tap='backbone.1'`, `teacher_tap='backbone'`",
     dpt="features: `tap='backbone.0.0'`, the map of the first level",
     point_rend='student: the points of its own loss; COL: the stage before',
     mask2former='scores of classes per pixel, from all queries',
@@ -189,7 +189,9 @@ def row(name: str) -> dict[str, str]:
 def feature(name: str) -> dict:
     """A loss of features of the backbone."""
     tap = TAPS.get(name.split('/')[0], 'backbone')
-    return dict(type='FeatureLoss', tap=tap, connector=dict(type='Conv1x1'))
+    teacher_tap = 'backbone' if tap == 'backbone.1' else tap
+    connector = dict(type='Conv1x1')
+    return dict(type='FeatureLoss', tap=tap, teacher_tap=teacher_tap, connector=connector)
 
 
 def units_of(model: nn.Module, name: str) -> str:

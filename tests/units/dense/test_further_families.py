@@ -9,10 +9,12 @@ from mmdet.structures.bbox import bbox_overlaps
 from mmengine.config import ConfigDict
 from torch import nn
 
+from mmdistill_ext.distillers.tapped_forward import tapped_forward
 from mmdistill_ext.isolation import training_flags
 from mmdistill_ext.taps import Call, Taps
 from mmdistill_ext.units.base import Units
 from mmdistill_ext.units.boxes import box_ious
+from mmdistill_ext.units.dense.joint import JointDense
 from mmdistill_ext.units.dense.pair import DensePair
 from mmdistill_ext.units.detector_pair import IGNORED
 from tests import tiny_dense, tiny_det
@@ -68,22 +70,19 @@ def run(student, teacher, boxes=True, autocast=False, name=''):
     paths = {path: path for path in pair.student_taps}
     as_in_training = [teacher.get_submodule(path) for path in pair.teacher_training]
     with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
-        with (
-            torch.no_grad(),
-            training_flags(as_in_training),
-            Taps(teacher, dict(head='bbox_head')) as taught,
-        ):
-            teacher(inputs, mode='tensor')
+        with training_flags(as_in_training):
+            taught = tapped_forward(teacher, inputs, samples, {'bbox_head': 1})
         with (
             Taps(student, paths) as taps,
             Taps(student, {n: f'bbox_head.{n}' for n in modules}) as seen,
         ):
             losses = student(inputs, samples, mode='loss')
-        units = pair(taps, taught['head'], samples)
+        (call,) = taught['bbox_head']
+        units = pair(taps, call, samples)
     calls = {
         n: [c for c in seen.all(n) if c.kwargs.get('reduction_override') != 'none'] for n in modules
     }
-    return Step(name, pair, units, taps, calls, losses, samples, taught['head'])
+    return Step(name, pair, units, taps, calls, losses, samples, call)
 
 
 def build(name, seed, **changes):
@@ -526,6 +525,26 @@ def test_families_pair_with_each_other(student, teacher):
     assert torch.equal(outputs.decode(*alone.units.boxes.index), alone.units.boxes.teacher)
     assert torch.equal(outputs.decode(*index), step.units.boxes.teacher)
     assert len(index[0]) > 0
+
+
+def test_networks_that_learn_together_have_the_same_units(name, steps):
+    """The first assigns as a student does; the other predicts as a teacher."""
+    step = steps(name)
+    networks = dict(a=build(name, 0).train(), b=build(name, 1).train())
+    joint, data = JointDense(networks), tiny_det.batch(networks['a'])
+    taps = {}
+    for key, network in networks.items():
+        with Taps(network, {path: path for path in joint.taps(key)}) as taps[key]:
+            network(*data, mode='loss')
+    units = joint(taps, dict.fromkeys(networks, data[1]))
+    assert torch.equal(units.labels, step.units.labels)
+    assert torch.equal(units.boxes.target, step.units.boxes.target)
+    first, second = units.boxes.networks
+    assert torch.equal(first, step.units.boxes.student)
+    torch.testing.assert_close(second, step.units.boxes.teacher, rtol=1e-4, atol=1e-3)
+    own, other = (in_one(logits) for logits in units.logits)
+    assert torch.equal(own, in_one(step.units.student))
+    torch.testing.assert_close(other, in_one(step.units.teacher), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('name', tiny_dense.WHOLE)

@@ -91,7 +91,8 @@ def test_losses_teach_the_masks_and_leave_the_own_ones_alone(name, tmp_path):
     model = tiny_heads.distil(tmp_path, make(), make(16), losses)
     data = tiny_heads.batch(model)
     found = tiny_zoo.step(model, data)
-    units = found.units[1]
+    names = [term.name for term in model.distillation.terms]
+    units = found.units[names.index('kd')]
     student, teacher = (x[:, 0].detach().double() for x in (units.student, units.teacher))
     bce, truth = torch.nn.BCEWithLogitsLoss(reduction='none'), units.labels.double()
     distance = bce(student, teacher.sigmoid()) - bce(teacher, teacher.sigmoid())

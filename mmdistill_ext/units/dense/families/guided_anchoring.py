@@ -21,7 +21,6 @@ class GARetina(DenseFamily):
     """
 
     targets_are_boxes = True
-    teacher_trains = True  # in eval mode it skips locations, for single images only
     unsplit = "it also learns the anchors' places and shapes, which are no units"
 
     @property
