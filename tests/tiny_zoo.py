@@ -94,6 +94,7 @@ def config(name: str, **changes: object) -> dict:
         width['num_heads'] = 8
     _shrink(cfg, {**SIZES, **width})
     cfg.backbone.update(depth=18, init_cfg=None, norm_eval=True, base_channels=8, stem_channels=8)
+    cfg.data_preprocessor.pop('batch_augments', None)
     stages = cfg.backbone.out_indices
     cfg.neck.in_channels = [8 * 2**stage for stage in stages]
     for part in ('encoder', 'decoder'):
