@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import nn
 
 from mmdistill_ext.error_keys import errors_of_part
 from mmdistill_ext.hooks.common import unwrapped_model
@@ -57,7 +56,7 @@ def networks_of(model: Any) -> Iterator[tuple[str, Any]]:
         yield 'student' if hasattr(model, 'distillation') else 'model', model
 
 
-def predict(network: nn.Module, batch: dict) -> None:
+def predict(network: Any, batch: dict) -> None:
     """Predict on a batch of the loader, and forget the prediction."""
     batch = deepcopy(batch)  # a preprocessor pads the labels of the samples in place
     network(**network.data_preprocessor(batch, False), mode='predict')
