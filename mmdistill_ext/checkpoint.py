@@ -24,7 +24,7 @@ _WRAPPERS = re.compile(r'^((module|_orig_mod)\.)+')  # of DDP and torch.compile
 LEFTOVERS = {
     'the normalisation, which is in the config': r'(.+\.)?data_preprocessor\.(mean|std)',
     'averages that mmdet 2 kept beside the weights': r'ema_\w+',
-    'a head that only training needs': r'auxiliary_head\..+',
+    'a head that only training needs': r'(auxiliary_head|decoder\.aux_reg_branches)\..+',
     'a head of masks, which no box needs': r'roi_head\.mask_head\..+',
 }
 """What a checkpoint may have besides a whole model: why it is not needed -> names."""

@@ -18,7 +18,7 @@ from torch import distributed as dist
 from mmdistill_ext.compat import require_framework
 from mmdistill_ext.distillers.build import FRAMEWORKS
 from mmdistill_ext.error_keys import errors_of_parts
-from mmdistill_ext.hooks.metric_names_hook import MetricNamesHook
+from mmdistill_ext.hooks.validation_check_hook import ValidationCheckHook
 from mmdistill_ext.safe_loading import add_trust_argument, name_sources, trust
 
 
@@ -144,14 +144,14 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def train(runner: Runner) -> None:
-    """Check the names of metrics at the start, and train.
+    """Check at the start what the first validation needs, and train.
 
     Raises:
         ValueError: A part that the run builds at its start cannot be built, or a metric does not
             exist; the message names its key.
     """
-    if not any(isinstance(hook, MetricNamesHook) for hook in runner.hooks):
-        runner.register_hook(MetricNamesHook())
+    if not any(isinstance(hook, ValidationCheckHook) for hook in runner.hooks):
+        runner.register_hook(ValidationCheckHook())
     with errors_of_parts(runner.cfg):
         runner.train()
 

@@ -75,12 +75,17 @@ def _text(error: Exception) -> str:
 def failing_part(error: Exception, cfg: Any) -> list[str] | None:
     """Path in a config of the innermost part that was being built; None when none of it was."""
     path: list[str] | None = None
+    part = cfg
     for node in _built(error):
-        below = _find(cfg, node)
-        if below is None:
-            continue
-        path = [*(path or ()), *below]
-        cfg = node
+        below = _find(part, node)
+        if below is not None:
+            path = [*(path or ()), *below]
+        else:  # a loop builds what stands elsewhere in the config
+            below = _find(cfg, node) if isinstance(node, Mapping) else None
+            if below is None:
+                continue
+            path = below
+        part = node
     return path
 
 

@@ -64,6 +64,8 @@ def test_networks_and_teachers_are_named():
         ('custom_hooks.0.intervall', 1, '^`TeacherShareHook.intervall` should be an argument'),
         ('model.losses.sel.type', 'Nothing', '^`losses.sel.type` should be'),
         ('model.student.backbone.depth', 19, '^`student.backbone`: '),
+        ('val_evaluator.type', 'Nothing', '^`val_evaluator`: KeyError: Nothing'),
+        ('train_dataloader.dataset.pipeline.0.type', 'X', '^`train_dataloader.dataset.pipeline.0`'),
         (
             'model.decode_head',
             dict(num_classes=3),

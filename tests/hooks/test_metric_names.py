@@ -10,7 +10,7 @@ from mmseg.evaluation import IoUMetric
 from mmdistill_ext import cli
 from mmdistill_ext.hooks.metric_names import check_metric, known_names, names_of_evaluator
 from tests import tiny_collaboration, tiny_seg
-from tests.runs import logged, plain_config, train
+from tests.runs import assert_identical, logged, plain_config, state_of, train
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,27 @@ def test_a_collaborative_run_is_refused_by_any_runner(root, tmp_path, change, me
     cfg.merge_from_dict(change)
     with pytest.raises(ValueError, match=message):
         train(cfg)
+
+
+def test_a_model_that_cannot_predict_is_refused_before_it_starts(root, tmp_path):
+    cfg = plain_config(root, tmp_path / 'a')
+    cfg.model.test_cfg.mode = 'wole'
+    tiny_seg.forget_runs()
+    with pytest.raises(ValueError, match='^`model`: AssertionError: .*wole'):
+        cli.train(cli.build_runner(cfg))
+    cfg = tiny_collaboration.config(root, tmp_path / 'b', dict(type='MinLoss'))
+    cfg.model.students.b.test_cfg.mode = 'wole'
+    tiny_seg.forget_runs()
+    with pytest.raises(ValueError, match='^`students.b`: AssertionError: .*wole'):
+        cli.train(cli.build_runner(cfg))
+
+
+def test_the_first_prediction_changes_nothing(root, tmp_path):
+    states = []
+    for name, run in (('a', cli.train), ('b', lambda runner: runner.train())):
+        cfg = plain_config(root, tmp_path / name)
+        tiny_seg.forget_runs()
+        run(cli.build_runner(cfg))
+        states.append(state_of(tmp_path / name / 'iter_4.pth'))
+    assert_identical(states[0]['state_dict'], states[1]['state_dict'])
+    assert_identical(states[0]['optimizer'], states[1]['optimizer'])
