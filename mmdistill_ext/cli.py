@@ -17,8 +17,9 @@ from torch import distributed as dist
 
 from mmdistill_ext.compat import require_framework
 from mmdistill_ext.distillers.build import FRAMEWORKS
-from mmdistill_ext.error_keys import errors_of_parts
-from mmdistill_ext.hooks.validation_check_hook import ValidationCheckHook
+from mmdistill_ext.error_keys import errors_of_modules, errors_of_parts
+from mmdistill_ext.hooks.common import unwrapped_model
+from mmdistill_ext.hooks.validation_check_hook import ValidationCheckHook, networks_of
 from mmdistill_ext.safe_loading import add_trust_argument, name_sources, trust
 
 
@@ -152,7 +153,11 @@ def train(runner: Runner) -> None:
     """
     if not any(isinstance(hook, ValidationCheckHook) for hook in runner.hooks):
         runner.register_hook(ValidationCheckHook())
-    with errors_of_parts(runner.cfg):
+    model = unwrapped_model(runner)
+    preprocessors = {
+        f'{key}.data_preprocessor': network.data_preprocessor for key, network in networks_of(model)
+    }
+    with errors_of_parts(runner.cfg), errors_of_modules(preprocessors):
         runner.train()
 
 

@@ -52,10 +52,35 @@ def errors_of_parts(cfg: Any, key: str = '') -> Iterator[None]:
         raise ValueError(f'`{join(key, *path)}`: {said(error)}') from error
 
 
+@contextmanager
+def errors_of_modules(modules: Mapping[str, object]) -> Iterator[None]:
+    """Name the config key of the module in whose methods an error arose.
+
+    Args:
+        modules: Config key -> module.
+
+    Raises:
+        ValueError: In place of an error that names no key and arose in one of them.
+    """
+    try:
+        yield
+    except Exception as error:
+        running = [
+            frame.f_locals.get('self') for frame, _ in traceback.walk_tb(error.__traceback__)
+        ]
+        for key, module in modules.items():
+            if not is_named(error) and any(one is module for one in running):
+                raise ValueError(f'`{key}`: {said(error)}') from error
+        raise
+
+
 def is_named(error: Exception) -> bool:
     """Whether an error begins with a config key, or is none that a config is to blame for."""
-    ours = isinstance(error, ValueError | TypeError)  # a KeyError of mmengine's begins with `cfg`
-    return isinstance(error, NOT_OF_THE_CONFIG) or (ours and _text(error).startswith('`'))
+    if isinstance(error, NOT_OF_THE_CONFIG):
+        return True
+    # Some errors of the frameworks begin with a name in backticks too, of types that ours have not.
+    ours = isinstance(error, ValueError) or _raised_in(error).startswith('mmdistill_ext.')
+    return ours and _text(error).startswith('`')
 
 
 def said(error: Exception) -> str:
@@ -65,6 +90,12 @@ def said(error: Exception) -> str:
     if not text and frames:
         text = frames[-1].line or ''
     return text if isinstance(error, ValueError) and text else f'{type(error).__name__}: {text}'
+
+
+def _raised_in(error: Exception) -> str:
+    """Name of the module that raised an error."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get('__name__')) if frames else ''
 
 
 def _text(error: Exception) -> str:
@@ -112,7 +143,10 @@ def _is(one: Any, other: Any) -> bool:
 
 def _equals(one: Any, other: Any) -> bool:
     try:
-        return type(one) is type(other) and bool(one == other)
+        alike = type(one) is type(other) or (
+            isinstance(one, Mapping) and isinstance(other, Mapping)
+        )
+        return alike and bool(one == other)
     except (ValueError, RuntimeError):  # arrays have no one answer
         return False
 

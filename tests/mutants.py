@@ -228,9 +228,12 @@ def names_key(message: str, path: Path_) -> bool:
     """
     top, *inner = path
     leaf = str(next((x for x in reversed(path) if isinstance(x, str)), ''))
+    parts = ['.'.join(map(str, path[:end])) for end in range(2, len(path) + 1)]
+    if top != 'model' and any(f'`{part}`' in message for part in parts):
+        return True
+    if top == 'model' and inner[0] == 'type':
+        return '`model`' in message
     if top == 'custom_hooks':
-        if f'custom_hooks.{inner[0]}' in message:
-            return True
         return 'Hook' in message and (leaf in message or leaf == 'custom_hooks' or len(inner) == 1)
     if top == 'default_hooks':
         return 'save_best' in message or 'default_hooks.checkpoint' in message
@@ -242,7 +245,7 @@ def names_key(message: str, path: Path_) -> bool:
         return 'MakeViews' in message
     owner = '.'.join(map(str, inner[:2])) if inner[0] in ('losses', 'students') else str(inner[0])
     if of_a_model(path) and len(inner) > 1:
-        owner = owner if inner[0] == 'students' else str(inner[0])
+        owner = owner if inner[0] == 'students' and len(inner) > 2 else str(inner[0])
         return f'`{owner}' in message or f'`model.{owner}' in message
     return owner in message and leaf in message
 

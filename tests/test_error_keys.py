@@ -59,6 +59,8 @@ def test_networks_and_teachers_are_named():
     ('path', 'value', 'message'),
     [
         ('custom_hooks.0.type', 'Nothing', '^`custom_hooks.0`: KeyError: Nothing'),
+        ('custom_hooks.0', dict(interval=1), '^`custom_hooks.0`: KeyError: '),
+        ('model.student.data_preprocessor.pad_val', [1], '^`student.data_preprocessor`: TypeError'),
         ('custom_hooks.0.type', 3, '^`custom_hooks.0`: TypeError: type must be'),
         ('custom_hooks.0.interval', 'no', '^`TeacherShareHook.interval` should be an integer'),
         ('custom_hooks.0.intervall', 1, '^`TeacherShareHook.intervall` should be an argument'),

@@ -61,7 +61,7 @@ def published(title: str) -> dict[str, dict[str, str]]:
     section = PAGE.read_text().partition(f'## {title.capitalize()}\n')[2].partition('\n## ')[0]
     lines = section.splitlines()
     reasons = dict(_reasons(lines))
-    table = [line.strip('| ').split(' | ') for line in lines if line.startswith('| ')]
+    table = [line[2:-2].split(' | ') for line in lines if line.startswith('| ')]
     columns, _, *rows = table
     return {
         row[0]: {c: reasons.get(text, text) for c, text in zip(columns, row, strict=True)}

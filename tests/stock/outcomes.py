@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from multiprocessing import get_context
 
 import torch
 from torch import Tensor, nn
@@ -179,10 +180,11 @@ def rows() -> list[dict[str, str]]:
     for model in models:  # their structure is all that pairing looks at
         for parameter in model.parameters():
             parameter.data = parameter.data.new_empty(0)
-    return [
-        row(stock) | {'learns from': teachers_of(model, models)}
-        for stock, model in zip(STOCK, models, strict=True)
-    ]
+    teachers = [teachers_of(model, models) for model in models]
+    del models
+    with get_context('spawn').Pool() as pool:  # a process per core
+        done = pool.map(row, STOCK, chunksize=1)
+    return [row | {'learns from': names} for row, names in zip(done, teachers, strict=True)]
 
 
 def teachers_of(student: nn.Module, models: list[nn.Module]) -> str:
