@@ -41,7 +41,7 @@ def main() -> None:
     parser = cli.config_parser(__doc__)
     parser.add_argument('checkpoints', nargs='*', help='of students')
     args = parser.parse_args()
-    cfg = cli.load_config(args.config, args.cfg_options)
+    cfg = cli.load_config(args.config, args.cfg_options, args.trust)
     init_default_scope(cfg.default_scope)
     loaders = {}
     pipeline = find_pipeline(cfg.val_dataloader.dataset)

@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument('checkpoint', help="the student's")
     parser.add_argument('--temperature', type=float, default=2.0)
     args = parser.parse_args()
-    cfg = cli.load_config(args.config, args.cfg_options)
+    cfg = cli.load_config(args.config, args.cfg_options, args.trust)
     init_default_scope(cfg.default_scope)
     student = load_student(plain_config(cfg), args.checkpoint)[0]
     teacher = Teacher(**cfg.model.teacher).model

@@ -2,6 +2,7 @@
 
 from mmdistill_ext import (  # noqa: F401  register everything
     compat,
+    config_access,
     connectors,
     distillers,
     evaluation,

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any
 
-import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmdistill_ext.compat import allow_training_checkpoints
+from mmdistill_ext.checkpoint_content import check_content
+from mmdistill_ext.safe_loading import locate, read
 
+TEMPORARY = '.mmdistill-'
+"""What the names of files that are being written begin with."""
 CONNECTORS = 'connectors.'
 """Prefix of those keys of a training checkpoint that the plain student does not have: what terms
 learn or remember."""
+_WRAPPERS = re.compile(r'^((module|_orig_mod)\.)+')  # of DDP and torch.compile
+LEFTOVERS = {
+    'the normalisation, which is in the config': r'(.+\.)?data_preprocessor\.(mean|std)',
+    'averages that mmdet 2 kept beside the weights': r'ema_\w+',
+    'a head that only training needs': r'(auxiliary_head|decoder\.aux_reg_branches)\..+',
+    'a head of masks, which no box needs': r'roi_head\.mask_head\..+',
+}
+"""What a checkpoint may have besides a whole model: why it is not needed -> names."""
 
 
-def load_weights(source: str, key: str = 'checkpoint', connectors: bool = False) -> dict:
+def load_weights(
+    source: str | os.PathLike, key: str = 'checkpoint', connectors: bool = False
+) -> dict:
     """Load a checkpoint's weights and meta data; nothing in it is executed.
 
     Args:
@@ -35,60 +48,23 @@ def load_weights(source: str, key: str = 'checkpoint', connectors: bool = False)
         FileNotFoundError: There is no such file.
         ValueError: The file is truncated, is no checkpoint, or needs code to unpickle.
     """
-    path = _download(source, key) if source.startswith(('http://', 'https://')) else Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"`{key}` should be an existing file or a URL. Found '{source}'.")
-    allow_training_checkpoints()
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except UnpicklingError as error:
-        raise ValueError(_refusal(path, key, error)) from None
-    except (RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"`{key}` should be a complete PyTorch checkpoint. '{source}' cannot be read, it may "
-            f'be truncated: {_first_line(error)}'
-        ) from None
-    state = content.get('state_dict', content) if isinstance(content, Mapping) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"`{key}` should hold a state dict of tensors. '{source}' does not.")
-    state = {name.removeprefix('module.'): value for name, value in state.items()}
+    source = os.fspath(source)
+    return weights_of(read(locate(source, key), key, source), source, key, connectors)
+
+
+def weights_of(content: Any, source: str, key: str, connectors: bool = False) -> dict:
+    """Weights and meta data of what a checkpoint holds; arguments as of :func:`load_weights`.
+
+    Raises:
+        ValueError: It is no checkpoint of a model.
+    """
+    check_content(content, key, source, weights=True)
+    state = content.get('state_dict', content)
+    state = {_WRAPPERS.sub('', name): value for name, value in state.items()}
     if not connectors:
         state = {k: v for k, v in state.items() if not k.startswith(CONNECTORS)}
-    return dict(
-        state_dict=state,
-        meta=content.get('meta', {}) if 'state_dict' in content else {},
-    )
-
-
-def _download(url: str, key: str) -> Path:
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / url.split('?')[0].rsplit('/', 1)[-1]
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path))  # writes beside, then renames
-        except OSError as error:
-            raise ValueError(f"`{key}` cannot be downloaded from '{url}': {error}.") from None
-    return path
-
-
-def _refusal(path: Path, key: str, error: UnpicklingError) -> str:
-    try:
-        found = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except (AttributeError, RuntimeError, ValueError):  # PyTorch < 2.6, or no zip archive
-        found = re.findall(r'[Uu]nsupported (?:global: )?(?:GLOBAL|class) (\S+)', str(error))
-    if found:
-        return (
-            f"`{key}` should hold weights only. '{path}' needs code to unpickle and is refused; "
-            f'found in it: {", ".join(sorted(set(found)))}.'
-        )
-    return (
-        f"`{key}` should be a complete checkpoint of weights only. '{path}' is refused: "
-        f'{_first_line(error)}'
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    meta = content.get('meta') if 'state_dict' in content else None
+    return dict(state_dict=state, meta=meta or {})
 
 
 def load_exactly(
@@ -97,7 +73,8 @@ def load_exactly(
     """Fill a model with weights that match it exactly: every key is there, every shape is equal.
 
     The model may rename keys of older releases while it loads them, as FCOS's head does.
-    ``num_batches_tracked`` may be missing (older checkpoints have none).
+    ``num_batches_tracked`` may be missing (older checkpoints have none). What published
+    checkpoints have besides (:data:`LEFTOVERS`) is left out, and logged.
 
     Args:
         model: The model.
@@ -119,11 +96,12 @@ def load_exactly(
     )
     misshapen = {line.partition(':')[0] for line in shapes}
     missing = [k for k in missing if not k.endswith('num_batches_tracked') and k not in misshapen]
+    unexpected = [] if more else _without_leftovers(unexpected, what)
     problems = [
         f'{len(found)} {label} (e.g. {"; ".join(found[:3])})'
         for label, found in (
             ('missing keys', missing),
-            ('unexpected keys', [] if more else unexpected),
+            ('unexpected keys', unexpected),
             ('different shapes', shapes),
         )
         if found
@@ -132,15 +110,23 @@ def load_exactly(
         raise ValueError(f'{what} is of another model than its config: {", ".join(problems)}.')
 
 
+def _without_leftovers(names: list[str], what: str) -> list[str]:
+    """Those of the unexpected names that nothing explains."""
+    for why, pattern in LEFTOVERS.items():
+        known = [name for name in names if re.fullmatch(pattern, name)]
+        names = [name for name in names if name not in set(known)]
+        if known:
+            print_log(f'{what}: {len(known)} left out ({known[0]}, ...): {why}.', 'current')
+    return names
+
+
 def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
     """Call ``write`` on a temporary file beside ``path``, then rename it: all or nothing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-', suffix=path.suffix)
-    os.close(handle)
-    os.chmod(name, 0o644)
+    temporary = path.with_name(f'{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}')
     try:
-        write(Path(name))
-        os.replace(name, path)
+        write(temporary)
+        os.replace(temporary, path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

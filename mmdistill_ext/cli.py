@@ -1,29 +1,30 @@
-"""What the tools share: options, reading configs, checking checkpoints before a run."""
+"""What the tools share: options, reading configs, building runners."""
 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.model import BaseModel, BaseTTAModel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import distributed as dist
 
-from mmdistill_ext.checkpoint import load_exactly, load_weights
 from mmdistill_ext.compat import require_framework
 from mmdistill_ext.distillers.build import FRAMEWORKS
 from mmdistill_ext.error_keys import errors_of_modules, errors_of_parts
 from mmdistill_ext.hooks.common import unwrapped_model
 from mmdistill_ext.hooks.validation_check_hook import ValidationCheckHook, networks_of
+from mmdistill_ext.safe_loading import add_trust_argument, name_sources, trust
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser with the options of every tool: ``config`` and ``--cfg-options``."""
+    """Return a parser with the options of every tool: config, ``--cfg-options``, ``--trust``."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file path')
     parser.add_argument(
@@ -34,6 +35,7 @@ def config_parser(description: str) -> argparse.ArgumentParser:
         help='override settings of the config, e.g. model.losses.sel.temperature=4. '
         'Lists: key="[a,b]" or key=a,b; nested: key="[(a,b),(c,d)]", quoted, without spaces',
     )
+    add_trust_argument(parser)
     return parser
 
 
@@ -50,8 +52,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
-def load_config(path: str, options: dict | None = None) -> Config:
+def load_config(path: str, options: dict | None = None, trusted: Sequence[str] = ()) -> Config:
     """Read a config, apply ``--cfg-options`` and register the framework of its default scope.
+
+    Args:
+        path: The file.
+        options: What to override, dotted key -> value.
+        trusted: Checkpoints that may run code while they are loaded.
 
     Raises:
         FileNotFoundError: There is no such config.
@@ -68,6 +75,8 @@ def load_config(path: str, options: dict | None = None) -> Config:
     if scope in FRAMEWORKS:
         require_framework(scope, f"`default_scope`='{scope}' of {path}")
         importlib.import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
+    name_sources(cfg._cfg_dict)
+    trust(*trusted)
     return cfg
 
 
@@ -107,6 +116,12 @@ def set_run_options(cfg: Config, args: argparse.Namespace) -> None:
         use_gloo(cfg)
 
 
+def is_first_process(launcher: str) -> bool:
+    """Whether this is the first process of its run, before the processes know each other."""
+    ranks = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+    return launcher == 'none' or os.environ.get(ranks[launcher], '0') == '0'
+
+
 def use_gloo(cfg: Config) -> None:
     """Let processes without accelerators train together; mmengine's defaults are for GPUs."""
     cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
@@ -120,7 +135,7 @@ def use_gloo(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner that the config asks for.
+    """Build the runner that the config asks for, a ``FlexibleRunner`` perhaps.
 
     Raises:
         ValueError: A part of the config cannot be built; the message names its key.
@@ -146,42 +161,13 @@ def train(runner: Runner) -> None:
         runner.train()
 
 
-def check_checkpoint(model: BaseModel, source: str, key: str, partial: bool = False) -> None:
-    """Stop before a run whose checkpoint is missing, damaged, unsafe, or of another model.
-
-    mmengine only warns about keys that are missing or differ in shape, and runs on.
-
-    Args:
-        model: The model to be filled, possibly wrapped.
-        source: File or URL.
-        key: The option or config key to name in errors.
-        partial: Accept a start that fits in part: most of the file's tensors are used, or most
-            of the model's are filled. Otherwise everything that the model has must be there, a
-            distiller's connectors too.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The checkpoint is damaged, unsafe, or of another model.
-    """
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    state = load_weights(source, key, connectors=not partial)['state_dict']
-    own = model.state_dict()
-    if partial:
-        fitting = sum(k in own and own[k].shape == value.shape for k, value in state.items())
-        if 2 * fitting < min(len(own), len(state)):
-            raise ValueError(
-                f"`{key}` '{source}' is of another model: only {fitting} of its {len(state)} "
-                f"tensors fit the {len(own)} of the config's model."
-            )
-        return
-    load_exactly(model, state, f"`{key}` '{source}'", more=True)
-
-
 def leave_process_group() -> None:
-    """End the work with other processes, at the end of a run.
+    """End the work with other processes, when the runner of a distributed run is not used any more.
 
-    A process that exits with the group alive may be aborted by the threads of gloo.
+    A runner holds its model in circles, the model's wrapper holds the group, and a group that is
+    alive has threads. A process that exits with them is aborted now and then, after all its work.
     """
     if dist.is_available() and dist.is_initialized():
+        dist.barrier()  # nobody closes a connection that another process waits for
         dist.destroy_process_group()
+        gc.collect()

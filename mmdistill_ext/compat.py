@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
+import mmengine
 import numpy as np
 import torch
-from mmengine.config import config
 from mmengine.device import get_device
-from mmengine.dist import utils as dist_utils
 from mmengine.logging import HistoryBuffer
 
-from mmdistill_ext import _scopes
+from mmdistill_ext.config_scopes import mend_scopes
+
+
+def mend(change: Callable[[], None], purpose: str) -> None:
+    """Change something in mmengine; where that is not possible, warn and go on without.
+
+    Args:
+        change: Makes the change; called once.
+        purpose: What does not work without it, for the warning.
+    """
+    try:
+        change()
+    except Exception as error:  # whatever an unknown release answers, imports go on
+        warnings.warn(
+            f'mmengine {mmengine.__version__} is not known to mmdistill_ext: {purpose} may not '
+            f'work ({type(error).__name__}: {error}).',
+            stacklevel=2,
+        )
 
 
 def has_framework(name: str) -> bool:
@@ -47,9 +65,7 @@ def allow_training_checkpoints() -> None:
     """
     core = getattr(np, '_core', None) or np.core
     rebuild = [core.multiarray._reconstruct, core.multiarray.scalar]
-    dtypes = {
-        type(np.dtype(name)) for name in ('f2', 'f4', 'f8', 'i4', 'i8', 'u1', 'u4', 'u8', '?')
-    }
+    dtypes = {type(np.dtype(code)) for code in '?bBhHiIlLqQefd'}
     allowed = [HistoryBuffer, slice, np.ndarray, np.dtype, *rebuild, *dtypes]
     if tuple(int(part) for part in torch.__version__.split('.')[:2]) >= (2, 6):  # (object, name)
         allowed += [(call, f'numpy.core.multiarray.{call.__name__}') for call in rebuild]
@@ -62,6 +78,8 @@ def mend_cpu_distributed() -> None:
 
     mmengine's initialisation calls ``torch.cuda.set_device`` whatever the backend is.
     """
+    from mmengine.dist import utils as dist_utils
+
     if get_device() != 'cpu':
         return
 
@@ -71,6 +89,6 @@ def mend_cpu_distributed() -> None:
     dist_utils._init_dist_pytorch = init_dist_pytorch
 
 
-_scopes.mend(config)
-allow_training_checkpoints()
-mend_cpu_distributed()
+mend(mend_scopes, '`_base_` of another package')
+mend(allow_training_checkpoints, 'loading of training checkpoints')
+mend(mend_cpu_distributed, '`--launcher pytorch` without a GPU')

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mmengine.config import ConfigDict
+from mmengine.registry import TRANSFORMS
 
 
 def wrapped_datasets(dataset: Any) -> list:
@@ -29,6 +31,56 @@ def walk_datasets(dataset: Any) -> Iterator:
 def plain_datasets(dataset: Any) -> Iterator:
     """The plain data sets inside any wrappers, configs or built."""
     return (part for part in walk_datasets(dataset) if not wrapped_datasets(part))
+
+
+def follow_pipeline(dataset: Any, index: int) -> Iterator[dict]:
+    """What a plain data set's pipeline makes of one sample: a copy after each transform.
+
+    The pipeline is a copy too, so that transforms with a memory keep nothing of it.
+
+    Args:
+        dataset: A data set of mmengine's kind.
+        index: Place of the sample.
+    """
+    results = dataset.get_data_info(index)
+    for transform in copied_pipeline(dataset).transforms:
+        results = transform(results)
+        if results is None:
+            return
+        yield copy.deepcopy(results)
+
+
+def untouched(dataset: Any) -> Any:
+    """A copy of a data set, inside any wrappers, whose samples leave no trace in its transforms.
+
+    What is large, the list of samples, is shared.
+    """
+    copied = copy.copy(dataset)
+    if getattr(dataset, 'pipeline', None) is not None:
+        copied.pipeline = copied_pipeline(dataset)
+    if getattr(dataset, 'dataset', None) is not None:
+        copied.dataset = untouched(dataset.dataset)
+    if getattr(dataset, 'datasets', None) is not None:
+        copied.datasets = [untouched(part) for part in dataset.datasets]
+    return copied
+
+
+def copied_pipeline(dataset: Any) -> Any:
+    """A copy of a data set's pipeline; transforms that cannot be copied are shared."""
+    pipeline = copy.copy(dataset.pipeline)
+    parts = getattr(pipeline, 'transforms', pipeline)
+    copied = [_copied(transform) for transform in parts]
+    if parts is pipeline:
+        return copied
+    pipeline.transforms = copied
+    return pipeline
+
+
+def _copied(transform: Any) -> Any:
+    try:
+        return copy.deepcopy(transform)
+    except Exception:  # an open file, say
+        return transform
 
 
 def innermost_config(dataset: dict) -> dict:
@@ -82,9 +134,9 @@ def labels_first(dataset: dict) -> dict:
     copied = _with_parts(dataset, labels_first)
     if 'pipeline' in copied:
         pipeline = list(copied.pipeline)
-        labels = [step for step in pipeline if _type_name(step).endswith('Annotations')]
+        labels = [step for step in pipeline if _loads(step, 'Annotations', 'LoadAnnotations')]
         others = [step for step in pipeline if step not in labels]
-        images = [i for i, step in enumerate(others) if 'Image' in _type_name(step)]
+        images = [i for i, step in enumerate(others) if _loads(step, 'Image', 'LoadImageFromFile')]
         place = images[0] + 1 if images else 0
         copied.pipeline = [*others[:place], *labels, *others[place:]]
     return copied
@@ -100,7 +152,23 @@ def _with_parts(dataset: dict, change: Callable[[dict], dict]) -> ConfigDict:
     return copied
 
 
-def _type_name(step: dict) -> str:
-    """``'Resize'`` of ``'mmdet.Resize'`` or of the class."""
+def _loads(step: dict, what: str, loader: str) -> bool:
+    """Whether a transform says by its name that it loads something, or is a loader of mmcv's kind.
+
+    Args:
+        step: Its config.
+        what: A part of the name.
+        loader: Name of mmcv's loader, whose heirs have any name.
+    """
+    import mmcv.transforms
+
     kind = step['type']
-    return (kind if isinstance(kind, str) else kind.__name__).rsplit('.', 1)[-1]
+    if isinstance(kind, str):
+        name = kind.rsplit('.', 1)[-1]
+        with TRANSFORMS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    else:
+        name = kind.__name__
+    return what in name or (
+        isinstance(kind, type) and issubclass(kind, getattr(mmcv.transforms, loader))
+    )

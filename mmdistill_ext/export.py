@@ -13,6 +13,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mmdistill_ext.checkpoint import load_exactly, load_weights, write_atomic
+from mmdistill_ext.checkpoint_content import check_values
 from mmdistill_ext.dataset_configs import innermost_config
 from mmdistill_ext.distillers.build import build_model
 from mmdistill_ext.network_scores import best_network
@@ -21,7 +22,7 @@ from mmdistill_ext.plain_config import network_names, plain_config
 
 def export_student(
     cfg: Config | str | os.PathLike,
-    checkpoint: str,
+    checkpoint: str | os.PathLike,
     out_dir: str | os.PathLike,
     network: str | None = None,
 ) -> tuple[Path, Path]:
@@ -76,7 +77,7 @@ def export_student(
 
 
 def load_student(
-    plain: Config, checkpoint: str, network: str | None = None
+    plain: Config, checkpoint: str | os.PathLike, network: str | None = None
 ) -> tuple[nn.Module, dict]:
     """Build the model of a plain config and fill it from a checkpoint, without running code.
 
@@ -104,7 +105,9 @@ def load_student(
                 f"`network` should be one of those in `checkpoint`. Found '{network}', and no "
                 f"'{prefix}...' in '{checkpoint}'."
             )
-    load_exactly(model, state, f"`checkpoint` '{checkpoint}'")
+    what = f"`checkpoint` '{checkpoint}'"
+    check_values(state, what)
+    load_exactly(model, state, what)
     return model.eval(), loaded['meta']
 
 

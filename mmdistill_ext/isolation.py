@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -43,3 +43,20 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def training_flags(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let modules compute as in training, but none of their layers; on exit they are as before.
+
+    Args:
+        modules: The modules whose ``training`` flag is set.
+    """
+    before = [(module, module.training) for module in modules]
+    try:
+        for module, _ in before:
+            module.training = True
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode

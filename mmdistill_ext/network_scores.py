@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from mmengine.logging import print_log
 
 from mmdistill_ext.checkpoint import load_weights, write_atomic
 
@@ -30,7 +33,7 @@ def record_scores(
         Iteration -> entry, all that the file holds.
     """
     path = Path(folder, SCORES)
-    history = _read(path) if path.is_file() else {}
+    history = _read_or_put_aside(path) if path.is_file() else {}
     history = {at: known for at, known in history.items() if at < iteration}
     history[iteration] = dict(entry)
     text = json.dumps(history, indent=2)
@@ -38,7 +41,7 @@ def record_scores(
     return history
 
 
-def best_network(checkpoint: str) -> str:
+def best_network(checkpoint: str | os.PathLike) -> str:
     """The best network at the last validation up to the time a checkpoint was written.
 
     Args:
@@ -46,7 +49,7 @@ def best_network(checkpoint: str) -> str:
 
     Raises:
         FileNotFoundError: There is no ``networks.json`` beside the checkpoint.
-        ValueError: There was no validation until then.
+        ValueError: There was no validation until then, or a file is damaged.
     """
     path = Path(checkpoint).parent / SCORES
     if not path.is_file():
@@ -65,7 +68,32 @@ def best_network(checkpoint: str) -> str:
     return history[max(known)]['best']
 
 
+def _read_or_put_aside(path: Path) -> dict[int, dict]:
+    """What a file holds; a damaged one is renamed, because a run should not end for it."""
+    try:
+        return _read(path)
+    except ValueError as error:
+        aside = path.with_name(f'{path.name}.damaged')
+        path.replace(aside)
+        print_log(f"{error} It is kept as '{aside}'.", 'current', logging.WARNING)
+        return {}
+
+
 def _read(path: Path) -> dict[int, dict]:
-    """Iteration -> entry."""
-    content = json.loads(path.read_text(encoding='utf-8'))
-    return {int(iteration): entry for iteration, entry in content.items()}
+    """Iteration -> entry.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+        history = {int(iteration): dict(entry) for iteration, entry in content.items()}
+        best = [entry['best'] for entry in history.values()]
+    except (ValueError, TypeError, AttributeError, KeyError) as error:  # no JSON, or no such dict
+        raise ValueError(
+            f"'{path}' should hold the scores of validations, iteration -> entry. It is damaged "
+            f'({type(error).__name__}: {error}): name a network, or delete the file.'
+        ) from None
+    if not all(name is None or isinstance(name, str) for name in best):
+        raise ValueError(f"'{path}' should name the `best` network of a validation. Found {best}.")
+    return history

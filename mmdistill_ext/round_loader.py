@@ -9,7 +9,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.dist import get_rank, get_world_size
 from mmengine.runner import Runner
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from mmdistill_ext.dataset_configs import labels_first
 from mmdistill_ext.isolation import isolated_rng
@@ -88,6 +88,13 @@ def build_round_loader(cfg: dict | None, batches: int, seed: int | None, key: st
         if 'need at least one array' in str(error):  # what mmengine makes of an empty folder
             raise _empty(key) from error
         raise
+
+
+def batch_size(loader: DataLoader) -> int:
+    """Images in a batch of a loader, of one process; its batch sampler says so if it has one."""
+    if loader.batch_size is not None:
+        return loader.batch_size
+    return getattr(loader.batch_sampler, 'batch_size', 1)
 
 
 def _sampler(dataset: Sized, size: int, key: str, seed: int | None) -> RoundSampler:

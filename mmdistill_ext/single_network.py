@@ -54,12 +54,15 @@ def _without_networks(node: Any, names: tuple[str, ...]) -> Any:
         _rename_metrics(copied, names)
         return copied
     if isinstance(node, (list, tuple)):
-        return type(node)(
-            _without_networks(item, names)
-            for item in node
-            if not (isinstance(item, dict) and registered_name(item.get('type'), TRANSFORMS))
-        )
+        items = [_without_views(item) for item in node]
+        return type(node)(_without_networks(item, names) for item in items if item is not None)
     return node
+
+
+def _without_views(node: Any) -> Any:
+    """What stays of an item of a list: of the transform that makes views the one that packs."""
+    is_view = isinstance(node, dict) and registered_name(node.get('type'), TRANSFORMS)
+    return node.get('pack') if is_view else node
 
 
 def _rename_metrics(node: dict, names: tuple[str, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -85,6 +85,7 @@ class Call:
         output: What it returned; None while it runs.
         version: Version counter of the tensor that it returned, which in-place changes increase.
         function: What was called.
+        derived: What was worked out from the output, for all who want it; gone with the call.
     """
 
     args: tuple
@@ -92,6 +93,7 @@ class Call:
     output: Any = None
     version: int | None = None
     function: Callable | None = None
+    derived: dict[str, Any] = field(default_factory=dict)
 
 
 class Seen(Exception):

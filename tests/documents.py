@@ -17,6 +17,7 @@ from mmdistill_ext.distillers.build_terms import OF_FEATURES, OF_HEADS, SCHEDULE
 from mmdistill_ext.distillers.extension import INNER_MODELS
 from mmdistill_ext.units import pairing
 from mmdistill_ext.units.dense.family import DENSE_FAMILIES
+from mmdistill_ext.units.pixel import head_logits
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -89,6 +90,8 @@ def forget(module: str) -> None:
                 INNER_MODELS.pop(name, None)
     for head in of_module(DENSE_FAMILIES._families, module):
         del DENSE_FAMILIES._families[head]
+    for head in of_module(head_logits.TABLE, module):
+        del head_logits.TABLE[head]
     pairing.TABLE[:] = [row for row in pairing.TABLE if row.pair.__module__ != module]
 
 

@@ -4,15 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, MMLogger
 from torch import nn
 
 from mmdistill_ext.checkpoint import load_exactly, load_weights, write_atomic
-
-
-class Evil:
-    def __reduce__(self):
-        return os.mkdir, ('should-never-exist',)
+from tests.evil import Evil
 
 
 @pytest.fixture
@@ -64,7 +60,7 @@ def test_truncated_file_is_refused(linear, tmp_path, share):
 @pytest.mark.parametrize('zipped', [True, False])
 def test_file_that_needs_code_is_refused_and_says_what_it_found(tmp_path, monkeypatch, zipped):
     monkeypatch.chdir(tmp_path)
-    content = dict(state_dict=nn.Linear(1, 1).state_dict(), extra=Evil())
+    content = dict(state_dict=nn.Linear(1, 1).state_dict(), extra=Evil('should-never-exist'))
     torch.save(content, 'evil.pth', _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match='weights only.*refused.*mkdir'):
         load_weights('evil.pth')
@@ -122,6 +118,44 @@ def test_keys_may_be_those_of_an_older_release():
     state['0.other'] = state.pop('0.old')
     with pytest.raises(ValueError, match=r'missing keys .e.g. 0.bias.*unexpected.*0.other'):
         load_exactly(model, state, 'file')
+
+
+LEFTOVERS = {
+    'the normalisation of early releases of mmengine': 'data_preprocessor.mean',
+    'that of a network among others': 'students.a.data_preprocessor.std',
+    'an average of mmdet 2': 'ema_backbone_stem_conv_weight',
+    'an auxiliary head': 'auxiliary_head.conv_seg.weight',
+    'one of several auxiliary heads': 'auxiliary_head.1.conv_seg.weight',
+    'masks beside boxes': 'roi_head.mask_head.convs.0.conv.weight',
+}
+
+
+@pytest.mark.parametrize('name', LEFTOVERS.values(), ids=list(LEFTOVERS))
+def test_what_published_checkpoints_have_besides_is_left_out_and_logged(name, capsys):
+    MMLogger.get_instance(f'leftovers {name}')  # prints on what is captured here
+    model = nn.Linear(2, 3)
+    state = {**{k: torch.ones_like(v) for k, v in model.state_dict().items()}, name: torch.ones(1)}
+    load_exactly(model, state, 'zoo.pth')
+    assert all((value == 1).all() for value in model.state_dict().values())
+    assert f'zoo.pth: 1 left out ({name}, ...)' in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r'config: 1 missing keys .e.g. bias.\.$'):
+        load_exactly(model, {k: v for k, v in state.items() if k != 'bias'}, 'zoo.pth')
+
+
+@pytest.mark.parametrize(
+    'name', ['layer3.6.conv.weight', 'neck.0.weight', 'ema.weight', 'my_auxiliary_head.weight']
+)
+def test_parts_of_another_model_are_no_leftovers(name):
+    model = nn.Linear(2, 3)
+    with pytest.raises(ValueError, match=f'1 unexpected keys .e.g. {name}'):
+        load_exactly(model, {**model.state_dict(), name: torch.ones(1)}, 'zoo.pth')
+
+
+@pytest.mark.parametrize('prefix', ['module.', 'module.module.', '_orig_mod.', 'module._orig_mod.'])
+def test_wrappers_are_taken_off_the_names(tmp_path, prefix):
+    state = {f'{prefix}{k}': v for k, v in nn.Linear(2, 3).state_dict().items()}
+    torch.save(dict(state_dict=state), tmp_path / 'wrapped.pth')
+    assert set(load_weights(tmp_path / 'wrapped.pth')['state_dict']) == {'weight', 'bias'}
 
 
 def test_write_is_all_or_nothing(tmp_path):

@@ -1,25 +1,13 @@
-"""What the tools check before they run."""
+"""What the tools read and set before they run."""
 
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
-import torch
 from mmengine.config import Config
 
 from mmdistill_ext import cli
-from mmdistill_ext.distillers.build import build_model
 from tests import tiny_seg
-
-
-@pytest.fixture(scope='module')
-def student() -> torch.nn.Module:
-    return build_model({'_scope_': 'mmseg', **tiny_seg.model(8)})
-
-
-def saved(path: Path, state: dict) -> str:
-    torch.save(dict(state_dict=state), path)
-    return str(path)
 
 
 def test_config_is_read_with_options(tmp_path: Path):
@@ -56,43 +44,6 @@ def test_processes_without_accelerator_use_gloo(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
     cli.set_run_options(cfg, args)
     assert (cfg.env_cfg.dist_cfg.backend, cfg.model_wrapper_cfg.device_ids) == ('gloo', None)
-
-
-def test_checkpoint_that_fits(student: torch.nn.Module, tmp_path: Path):
-    state = {
-        **student.state_dict(),
-        'connectors.w': torch.ones(1),
-        'auxiliary_head.w': torch.ones(1),
-    }
-    cli.check_checkpoint(student, saved(tmp_path / 'a.pth', state), 'checkpoint')
-
-
-def test_checkpoint_with_a_missing_key(student: torch.nn.Module, tmp_path: Path):
-    state = student.state_dict()
-    del state['backbone.stem.0.weight']
-    path = saved(tmp_path / 'a.pth', state)
-    with pytest.raises(ValueError, match=r'`checkpoint` .*a\.pth.*backbone\.stem\.0\.weight'):
-        cli.check_checkpoint(student, path, 'checkpoint')
-    cli.check_checkpoint(student, path, 'load_from', partial=True)
-
-
-def test_partial_start_from_a_backbone_or_a_larger_model(student: torch.nn.Module, tmp_path: Path):
-    backbone = {k: v for k, v in student.state_dict().items() if k.startswith('backbone.stem')}
-    larger = {**student.state_dict(), **{f'teacher.{i}': torch.ones(1) for i in range(500)}}
-    for state in (backbone, larger):
-        cli.check_checkpoint(student, saved(tmp_path / 'a.pth', state), 'load_from', partial=True)
-
-
-def test_partial_start_from_another_model(student: torch.nn.Module, tmp_path: Path):
-    other = build_model({'_scope_': 'mmseg', **tiny_seg.model(16)}).state_dict()
-    path = saved(tmp_path / 'other.pth', other)
-    with pytest.raises(ValueError, match=r'`load_from` .*another model: only \d+ of its \d+'):
-        cli.check_checkpoint(student, path, 'load_from', partial=True)
-
-
-def test_missing_checkpoint_is_named(student: torch.nn.Module):
-    with pytest.raises(FileNotFoundError, match=r'`checkpoint`.*no\.pth'):
-        cli.check_checkpoint(student, 'no.pth', 'checkpoint')
 
 
 def test_data_root_option_reaches_every_data_set(tmp_path):

@@ -1,11 +1,13 @@
 import subprocess
 import sys
+import warnings
 
 import pytest
-from mmengine.config import Config, config
+from mmengine.config import Config
 from mmengine.hub import get_config
 
-from mmdistill_ext import _scopes, compat
+from mmdistill_ext import compat
+from mmdistill_ext.config_scopes import mend_scopes
 
 
 def test_framework_configs_are_found_under_either_distribution_name():
@@ -31,8 +33,41 @@ def test_own_configs_as_bases_are_built_in_the_frameworks_scope(tmp_path):
 
 def test_mending_twice_changes_nothing():
     before = Config._get_cfg_path
-    _scopes.mend(config)
+    mend_scopes()
     assert Config._get_cfg_path is before
+
+
+def test_what_cannot_be_mended_warns_once_and_goes_on():
+    def change() -> None:
+        raise AttributeError('no such thing')
+
+    with pytest.warns(
+        UserWarning, match=r'mmengine .* not known.*: configs may not .*no such'
+    ) as got:
+        compat.mend(change, 'configs')
+    assert len(got) == 1
+
+
+@pytest.mark.parametrize(
+    'gone',
+    [
+        'mmengine.config.Config._get_cfg_path',
+        'mmengine.config.utils.MODULE2PACKAGE',
+        'mmengine.runner.checkpoint.CheckpointLoader.load_checkpoint',
+        'mmengine.runner.checkpoint.CheckpointLoader',
+    ],
+)
+def test_an_unknown_mmengine_costs_one_warning(gone: str, monkeypatch: pytest.MonkeyPatch):
+    """As if this package were imported for the first time, with a private name gone."""
+    from mmdistill_ext import config_access, config_scopes, safe_loading
+
+    with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as got:
+        warnings.simplefilter('always')
+        patch.delattr(gone)
+        compat.mend(config_scopes.mend_scopes, 'scopes')
+        compat.mend(safe_loading.guard_mmengine, 'safe loading')
+        compat.mend(config_access.read_through, 'inference')
+    assert ['is not known to mmdistill_ext' in str(warning.message) for warning in got] == [True]
 
 
 def test_missing_framework_says_what_to_install(monkeypatch):

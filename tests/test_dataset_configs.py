@@ -2,6 +2,8 @@ import copy
 from types import SimpleNamespace
 
 import pytest
+from mmcv.transforms import LoadAnnotations, LoadImageFromFile
+from mmengine.registry import DefaultScope
 
 from mmdistill_ext.dataset_configs import (
     find_pipeline,
@@ -11,6 +13,7 @@ from mmdistill_ext.dataset_configs import (
     walk_datasets,
     with_pipeline,
 )
+from mmdistill_ext.registry import TRANSFORMS
 
 PLAIN = dict(type='BaseSegDataset', data_root='a', pipeline=['train'])
 OTHER = dict(type='BaseSegDataset', data_root='b', pipeline=['other'])
@@ -99,6 +102,26 @@ def test_labels_are_loaded_right_after_the_image(pipeline, expected, wrap):
     found = labels_first(dataset)
     assert find_pipeline(found) == expected
     assert dataset == before
+
+
+@TRANSFORMS.register_module(force=True)
+class ReadsMyBoxes(LoadAnnotations):
+    """Loads labels, whatever its name says."""
+
+
+@TRANSFORMS.register_module(force=True)
+class ReadsMyPicture(LoadImageFromFile):
+    """Loads an image."""
+
+
+@pytest.mark.parametrize('labels', ['ReadsMyBoxes', 'mmdistill_ext.ReadsMyBoxes', ReadsMyBoxes])
+@pytest.mark.parametrize('image', ['mmdistill_ext.ReadsMyPicture', ReadsMyPicture])
+def test_loaders_have_any_name_and_lazy_configs_hold_classes(labels, image):
+    labels, image = dict(type=labels), dict(type=image)
+    resize = dict(type='unknown.Resize')
+    with DefaultScope.overwrite_default_scope('mmdistill_ext'):
+        found = labels_first(dict(type='A', pipeline=[image, resize, labels]))
+    assert found.pipeline == [image, labels, resize]
 
 
 def built(config):

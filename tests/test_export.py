@@ -17,6 +17,7 @@ from mmdistill_ext.distillers.build import build_model
 from mmdistill_ext.export import export_student, load_student
 from mmdistill_ext.plain_config import plain_config
 from tests import tiny_seg
+from tests.tiny_collaboration import add_views
 
 
 @pytest.fixture
@@ -185,8 +186,7 @@ def together(tmp_path: Path) -> Config:
     cfg.model = dict(type='mmdistill_ext.CollaborativeDistiller', students=students, second=second)
     evaluator = dict(type='mmdistill_ext.NetworksEvaluator', metrics=cfg.val_evaluator)
     cfg.val_evaluator = cfg.test_evaluator = evaluator
-    views = dict(type='mmdistill_ext.MakeViews', views=dict(a=[], ab=[]))
-    cfg.train_dataloader.dataset.pipeline.insert(2, views)
+    add_views(cfg.train_dataloader.dataset.pipeline, dict(a=[], ab=[]))
     inner = cfg.train_dataloader.dataset
     cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=inner)
     cfg.custom_hooks = [

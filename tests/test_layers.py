@@ -12,10 +12,11 @@ PACKAGE = 'mmdistill_ext'
 # package they may, without a circle.
 LAYERS = (
     ('functional',),
-    ('_scopes', 'arguments', 'version'),
-    ('error_keys',),
+    ('config_scopes', 'arguments', 'version'),
+    ('error_keys', 'checkpoint_content', 'download'),
     ('registry',),
     ('compat',),
+    ('safe_loading',),
     ('checkpoint', 'isolation', 'taps'),
     ('tap_paths',),
     ('policies', 'connectors'),
@@ -25,11 +26,11 @@ LAYERS = (
     ('distillers',),
     ('visualization',),
     ('dataset_configs', 'network_scores', 'package_types'),
-    ('round_loader', 'single_network'),
+    ('round_loader', 'single_network', 'config_access', 'first_checkpoint', 'work_dir'),
     ('plain_config',),
     ('export',),
     ('hooks',),
-    ('cli',),
+    ('cli', '__main__'),
 )
 # Circles by imports for types alone, which Python does not mind.
 CIRCLES_OF_TYPES: tuple[set[str], ...] = ()

@@ -1,5 +1,6 @@
 """What is inside the wheel, and that downstream configs find it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from mmdistill_ext.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ('configs', 'tools')
-STARTUP = '_mmdistill_ext_scopes'
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -70,7 +70,7 @@ def test_wheel_holds_configs_and_tools_as_files(wheel: ZipFile, folder: str):
 def test_wheel_holds_every_module_and_nothing_else(wheel: ZipFile):
     modules = {name for name in files_of(ROOT / 'mmdistill_ext') if '/.mim/' not in name}
     rest = {name for name in wheel.namelist() if '/.mim/' not in name and '.dist-info/' not in name}
-    assert rest == modules | {f'{STARTUP}.py', f'{STARTUP}.pth'}
+    assert rest == modules  # no `.pth` file: Python starts as it does without the package
     assert 'mmdistill_ext/.mim/model-index.yml' in wheel.namelist()
 
 
@@ -95,21 +95,39 @@ def test_editable_install_finds_configs_and_tools(folder: str):
     assert (ROOT / 'mmdistill_ext' / '.mim' / folder).resolve() == ROOT / folder
 
 
-def test_installed_wheel_lets_any_tool_find_the_configs(wheel: ZipFile, tmp_path: Path):
+def test_installed_wheel_runs_other_projects_scripts(wheel: ZipFile, tmp_path: Path):
     """A plain mmengine script, which does not import this package before it parses a config."""
     wheel.extractall(tmp_path / 'site')
     bases = (
         'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
         'mmdistill_ext::plain/fpn_r18-w16_600_camvid-192x256.py',
     )
-    code = f'import site, sys; site.addsitedir({str(tmp_path / "site")!r})\n'
-    code += 'from mmengine.config import Config\n'
     for index, base in enumerate(bases):
-        path = tmp_path / f'{index}.py'
-        path.write_text(f'_base_ = {base!r}\n')
-        code += f'cfg = Config.fromfile({str(path)!r}); print(cfg.model.type)\n'
-    code += "assert '_scope_' not in cfg.visualizer\n"  # the default scope builds it
-    done = subprocess.run(
-        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True
+        (tmp_path / f'{index}.py').write_text(f'_base_ = {base!r}\n')
+    script = tmp_path / 'scripts/train.py'
+    script.parent.mkdir()
+    (script.parent / 'beside.py').write_text('word = "beside"\n')
+    script.write_text(
+        'import argparse\n'
+        'from beside import word\n'
+        'from mmengine.config import Config\n'
+        "if __name__ == '__main__':\n"
+        '    parser = argparse.ArgumentParser()\n'
+        "    parser.add_argument('configs', nargs='+')\n"
+        "    parser.add_argument('--amp', action='store_true')\n"
+        '    args = parser.parse_args()\n'
+        '    for path in args.configs:\n'
+        '        cfg = Config.fromfile(path)\n'
+        '        print(cfg.model.type)\n'
+        "    assert '_scope_' not in cfg.visualizer\n"  # of our config: the default scope builds it
+        '    print(args.amp, word, parser.prog)\n'
     )
-    assert done.stdout.split() == ['EncoderDecoder'] * 2
+    done = subprocess.run(
+        [sys.executable, '-m', 'mmdistill_ext', 'scripts/train.py', '0.py', '1.py', '--amp'],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(tmp_path / 'site')},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ['EncoderDecoder', 'EncoderDecoder', 'True', 'beside', 'train.py']

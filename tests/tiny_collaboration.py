@@ -18,9 +18,12 @@ PER_NETWORK = dict(
     a=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05, momentum=0.9)),
     b=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.01)),
 )
-VIEWS = dict(
-    type='mmdistill_ext.MakeViews', views=dict(a=[dict(type='PhotoMetricDistortion')], b=[])
-)
+VIEWS = dict(a=[dict(type='PhotoMetricDistortion')], b=[])
+
+
+def add_views(pipeline: list, views: dict) -> None:
+    """Let a pipeline that ends with a packing transform make these views."""
+    pipeline[-1] = dict(type='mmdistill_ext.MakeViews', views=views, pack=pipeline[-1])
 
 
 def other_network(channels: int = 4) -> dict:
@@ -63,7 +66,7 @@ def detectors(coco: Path, work_dir: Path) -> Config:
     voc = dict(type='VOCMetric', metric='mAP', iou_thrs=0.1)  # hardly trained: mAP 0 at 0.5
     metrics = [cfg.val_evaluator, voc]
     cfg = collaborate(cfg, dict(type='General'), metrics, a=tiny_det.atss(4), b=tiny_det.gfl(6))
-    cfg.train_dataloader.dataset.pipeline.insert(-1, VIEWS)
+    add_views(cfg.train_dataloader.dataset.pipeline, VIEWS)
     cfg.train_cfg.val_interval = 1
     for network in cfg.model.students.values():
         nms = dict(type='nms', iou_threshold=0.9)

@@ -163,14 +163,18 @@ def build(cfg: dict, seed: int) -> nn.Module:
 
 
 def vary(model: nn.Module) -> None:
-    """Draw the head's weights wide enough for varied predictions; FCOS's boxes are not empty."""
+    """Draw the head's weights wide enough for varied predictions; boxes are not empty."""
     head = model.bbox_head
     with torch.no_grad():
         for parameter in head.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.1)
-        if hasattr(head, 'norm_on_bbox'):
+        if hasattr(head, 'conv_reg') and hasattr(head, 'scales'):  # FCOS's kind
             head.conv_reg.bias.fill_(3.0)
+        if hasattr(head, 'center_prior'):  # AutoAssign
+            head.center_prior.sigma.fill_(1.0)
+        if hasattr(head, 'reppoints_pts_init_out'):
+            head.reppoints_pts_init_out.bias.normal_(0, 2)
 
 
 def save_weights(path: Path, cfg: dict, seed: int) -> str:

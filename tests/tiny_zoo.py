@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mmdet.structures.mask import BitmapMasks
+from mmengine.structures import PixelData
 from torch import nn
 
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
@@ -25,6 +26,25 @@ ZOO = dict(
     dino='dino/dino-4scale_r50_8xb2-12e_coco.py',
     conditional='conditional_detr/conditional-detr_r50_8xb2-50e_coco.py',
     dab='dab_detr/dab-detr_r50_8xb2-50e_coco.py',
+)
+MORE = dict(
+    ddq='ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py',
+    sparse='sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py',
+    queryinst='queryinst/queryinst_r50_fpn_1x_coco.py',
+    double='double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py',
+    dynamic='dynamic_rcnn/dynamic-rcnn_r50_fpn_1x_coco.py',
+    grid='grid_rcnn/grid-rcnn_r50_fpn_gn-head_2x_coco.py',
+    pisa='pisa/mask-rcnn_r50_fpn_pisa_1x_coco.py',
+    sabl='sabl/sabl-faster-rcnn_r50_fpn_1x_coco.py',
+    sabl_cascade='sabl/sabl-cascade-rcnn_r50_fpn_1x_coco.py',
+    seesaw='seesaw_loss/mask-rcnn_r50_fpn_seesaw-loss_random-ms-2x_lvis-v1.py',
+    scoring='ms_rcnn/ms-rcnn_r50-caffe_fpn_1x_coco.py',
+    pointrend='point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py',
+    panoptic='panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py',
+    htc_plain='htc/htc-without-semantic_r50_fpn_1x_coco.py',
+    htc='htc/htc_r50_fpn_1x_coco.py',
+    scnet='scnet/scnet_r50_fpn_1x_coco.py',
+    crowd='crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman.py',
 )
 ROI = ('faster', 'mask', 'cascade')
 QUERY = ('detr', 'deformable', 'two_stage', 'dino')
@@ -50,26 +70,55 @@ SIZES = dict(
     frozen_stages=-1,
     base_channels=8,
     stem_channels=8,
+    cls_in_channels=8,
+    reg_in_channels=8,
+    cls_out_channels=16,
+    reg_cls_out_channels=8,
+    reg_offset_out_channels=8,
+    proposal_feature_channel=8,
+    num_proposals=12,
+    num_things_classes=3,
+    num_stuff_classes=2,
+    out_conv_channels=8,
+    inner_channels=8,
 )
 
 
 def config(name: str, **changes: object) -> dict:
     """Return one of them with ResNet-18s of 8 channels; ``changes`` go to its top level."""
-    cfg = resolve_model_cfg(f'mmdet::{ZOO[name]}')
-    fixed = name in ('two_stage', 'dino', 'conditional')  # in mmdet's code (DINO's up to 3.3)
+    cfg = resolve_model_cfg(f'mmdet::{(ZOO | MORE)[name]}')
+    # in mmdet's code (DINO's up to 3.3)
+    fixed = name in ('two_stage', 'dino', 'ddq', 'conditional')
     width = dict(embed_dims=256, num_feats=128) if fixed else {}
+    if name == 'ddq':  # as many as in its encoder, where mmdet's default stands
+        width['num_heads'] = 8
     _shrink(cfg, {**SIZES, **width})
     cfg.backbone.update(depth=18, init_cfg=None, norm_eval=True, base_channels=8, stem_channels=8)
+    cfg.data_preprocessor.pop('batch_augments', None)
     stages = cfg.backbone.out_indices
     cfg.neck.in_channels = [8 * 2**stage for stage in stages]
     for part in ('encoder', 'decoder'):
         if part in cfg:
             cfg[part].num_layers = 2
             cfg.neck.out_channels = cfg.bbox_head.embed_dims = 2 * cfg.positional_encoding.num_feats
+    if 'rpn_head' in cfg and cfg.rpn_head.type == 'EmbeddingRPNHead':
+        _cut_stages(cfg, 2)
+    if 'feat_relay_head' in cfg.get('roi_head', {}):
+        cfg.roi_head.feat_relay_head.in_channels = SIZES['fc_out_channels']
     if 'dn_cfg' in cfg:
         cfg.dn_cfg.group_cfg = dict(dynamic=True, num_groups=None, num_dn_queries=4)
     cfg.update(changes)
     return cfg
+
+
+def _cut_stages(cfg: dict, count: int) -> None:
+    """Leave the first stages of a cascade."""
+    head = cfg.roi_head
+    head.num_stages = count
+    for part in ('stage_loss_weights', 'bbox_head', 'mask_head'):
+        if isinstance(head.get(part), list):
+            head[part] = head[part][:count]
+    cfg.train_cfg.rcnn = cfg.train_cfg.rcnn[:count]
 
 
 def _shrink(cfg: object, sizes: dict) -> None:
@@ -96,6 +145,8 @@ def vary(model: nn.Module) -> None:
     """Draw the weights of what predicts wide enough for varied predictions."""
     heads = [getattr(model, name) for name in ('bbox_head', 'roi_head') if hasattr(model, name)]
     set_level_embed(model)
+    if hasattr(getattr(model, 'rpn_head', None), 'init_proposal_bboxes'):
+        model.rpn_head.init_weights()  # boxes of the size of the image
     with torch.no_grad():
         for head in heads:
             for parameter in head.parameters():
@@ -131,8 +182,12 @@ def save_weights(path, cfg: dict, seed: int) -> str:
 
 
 def raw(boxes: bool = True) -> dict:
-    """Return the batch of :func:`tests.tiny_det.raw`, with an elliptic mask in every box."""
-    data = tiny_det.raw(boxes)
+    """Return the batch of :func:`tests.tiny_det.raw`, with a mask in every box, and segments."""
+    return add_masks(tiny_det.raw(boxes))
+
+
+def add_masks(data: dict) -> dict:
+    """Put an elliptic mask into every box of a raw batch, and segments."""
     for sample in data['data_samples']:
         height, width = sample.img_shape
         masks = [_ellipse(box, height, width) for box in sample.gt_instances.bboxes.tolist()]
@@ -142,6 +197,8 @@ def raw(boxes: bool = True) -> dict:
         sample.ignored_instances.masks = BitmapMasks(
             np.zeros((count, height, width), np.uint8), height, width
         )
+        rows, columns = torch.arange(height)[:, None], torch.arange(width)
+        sample.gt_sem_seg = PixelData(sem_seg=((rows // 8 + columns // 8) % 3)[None])
     return data
 
 
@@ -176,7 +233,7 @@ def crowd(model: nn.Module) -> tuple[torch.Tensor, list]:
 
 def distil(
     folder: Path,
-    name: str,
+    name: dict | str,
     losses: dict,
     teacher: dict | str | None = None,
     fit: dict | None = None,
@@ -187,14 +244,14 @@ def distil(
 
     Args:
         folder: Where the teacher is saved.
-        name: Of the student.
+        name: Name or config of the student.
         losses: The distiller's.
         teacher: Name or config of the teacher; as the student when not given.
         fit: The distiller's.
         seeds: Of student and teacher.
         changes: To the student's config.
     """
-    cfg = config(name, **changes)
+    cfg = config(name, **changes) if isinstance(name, str) else name
     teacher = config(teacher or name) if isinstance(teacher, str | None) else teacher
     path = folder / 'teacher.pth'
     meta = dict(dataset_meta=dict(classes=tiny_det.CLASSES))
@@ -212,11 +269,17 @@ def distil(
 
 def plain(model: nn.Module) -> nn.Module:
     """Return a copy of a distilled student without its teacher."""
+    forget(model)
     student = copy.deepcopy(model)
     student.__class__ = type(model).__mro__[2]
     assert not isinstance(student, DistilledModel)
     del student.distillation
     return student
+
+
+def forget(model: nn.Module) -> None:
+    """Drop what mmdet's heads keep of a step for their masks: it has a graph, so no copy."""
+    getattr(getattr(model, 'bbox_head', None), '_raw_positive_infos', {}).clear()
 
 
 def set_fit(model: nn.Module, by: str | None, c: float, **rule: object) -> nn.Module:
@@ -270,8 +333,9 @@ def reference(units, selective: bool, joint: bool = False) -> dict[str, object]:
         () if units.boxes is None else zip(*(x.tolist() for x in units.boxes.index), strict=True)
     )
     place = {at: i for i, at in enumerate(index)}
-    for at in (units.labels != -1).nonzero().tolist():
-        label = int(units.labels[tuple(at)])
+    taught = units.labels != -1
+    for at in [*taught.nonzero().tolist(), *(list(at) for at in place if not taught[at])]:
+        label = int(units.labels[tuple(at)])  # -1: its box alone is trained
         student, teacher = (
             logits.detach().double()[(at[0], slice(None), *at[1:])]
             for logits in (in_one(units.student), in_one(units.teacher))
@@ -301,9 +365,9 @@ def reference(units, selective: bool, joint: bool = False) -> dict[str, object]:
             own_iou, other_iou = overlap(own, target)[0], overlap(other, target)[0]
             if joint:
                 first, second = first + 1 - other_iou, second + 1 - own_iou
-        won = bool(first < second)
+        won = bool(first < second) and label != -1
         wins[tuple(at)] = won
-        if won or not selective:
+        if (won or not selective) and label != -1:
             classes += distance.sum().item()
         if box is not None:
             chosen = won if joint else other_iou > own_iou

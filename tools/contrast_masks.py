@@ -22,10 +22,13 @@ from mmdistill_ext import cli
 from mmdistill_ext.checkpoint import write_atomic
 from mmdistill_ext.dataset_configs import find_pipeline, with_pipeline
 from mmdistill_ext.distillers.teacher import Teacher
+from mmdistill_ext.distillers.whole_images import whole_logits
 from mmdistill_ext.export import load_student
 from mmdistill_ext.functional import contrast_mask, select_units, unit_difference
 from mmdistill_ext.functional.checks import check_labels
 from mmdistill_ext.plain_config import is_distillation, plain_config
+from mmdistill_ext.units.pairing import pair_heads
+from mmdistill_ext.units.pixel.head import FoundHead
 from mmdistill_ext.visualization.contrast import check_contrast_values, contrast_overlay, write_png
 
 
@@ -45,6 +48,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='grey values of the masks, default: teacher=255 student=0 void=128',
     )
     parser.add_argument('--overlay', action='store_true', help='also colour the images')
+    parser.add_argument(
+        '--loss', help='name of the loss whose heads are compared; default: the first of heads'
+    )
     parser.add_argument(
         '--difference',
         choices=['ce', 'bce'],
@@ -79,24 +85,26 @@ def mask_names(paths: Sequence[str]) -> dict[str, Path]:
     return names
 
 
-def choose_difference(cfg: Config, student: nn.Module) -> str:
-    """As the first loss on the main head compares; without one, as the head was trained."""
-    for loss in cfg.model.losses.values():
-        if loss.get('head', 'decode_head') == 'decode_head' and loss.get('difference'):
-            return loss.difference
-    losses = student.decode_head.loss_decode
-    losses = losses if isinstance(losses, nn.ModuleList) else [losses]
-    return 'bce' if any(getattr(loss, 'use_sigmoid', False) for loss in losses) else 'ce'
+def choose_loss(losses: Mapping[str, Mapping], name: str | None) -> tuple[str, dict]:
+    """Name and config of the loss whose comparison is shown: by default the first of heads.
+
+    Without a loss of heads the two are those that the models predict with.
+    """
+    of_heads = {key: loss for key, loss in losses.items() if not loss.get('tap')}
+    if name is not None and name not in of_heads:
+        raise ValueError(
+            f'`--loss` should name a loss of heads, one of {sorted(of_heads)}. Found {name!r}.'
+        )
+    name = name or next(iter(of_heads), None)
+    return (name, of_heads[name]) if name else ('', {})
 
 
-def logits_and_labels(model: nn.Module, data: dict) -> tuple[Tensor, Tensor]:
+def logits_and_labels(model: nn.Module, head: FoundHead, data: dict) -> tuple[Tensor, Tensor]:
     """Logits ``(1, C, H, W)`` and labels ``(1, H, W)`` of one image at its original size."""
-    sample = model.test_step(deepcopy(data))[0]
+    logits, (sample,) = whole_logits(model, head, data)
     if 'gt_sem_seg' not in sample:
         raise ValueError('The pipeline of `val_dataloader` should load labels. It loads none.')
-    logits, labels = sample.seg_logits.data[None], sample.gt_sem_seg.data
-    if logits.shape[1] == 1:
-        logits = torch.logit(logits.float())  # mmseg returns one-channel heads as probabilities
+    labels = sample.gt_sem_seg.data
     if labels.shape[-2:] != logits.shape[-2:]:
         raise ValueError(
             f"Labels should have the image's size {tuple(logits.shape[-2:])}: put LoadAnnotations "
@@ -131,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write masks and summary."""
     args = parse_args(argv)
     values = check_contrast_values(args.values, '--values')
-    cfg = cli.load_config(args.config, args.cfg_options)
+    cfg = cli.load_config(args.config, args.cfg_options, args.trust)
     if not is_distillation(cfg):
         raise ValueError(f"`config` should have a teacher and a student. Found '{args.config}'.")
     if cfg.get('default_scope') == 'mmdet':
@@ -144,18 +152,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     teacher = Teacher(**cfg.model.teacher).model.to(args.device)
     if not hasattr(teacher.data_preprocessor, '_enable_normalize'):
         teacher.data_preprocessor = student.data_preprocessor
-    difference = args.difference or choose_difference(cfg, student)
-    ignore_index = student.decode_head.ignore_index
+    name, loss = choose_loss(cfg.model.losses, args.loss)
+    pair = pair_heads(
+        student, teacher, loss.get('head'), loss.get('teacher_head'), f'losses.{name}'
+    )
+    difference = args.difference or loss.get('difference') or ('bce' if pair.sigmoid else 'ce')
+    ignore_index = pair.ignore_index
 
     loader = split_loader(cfg, args.split)
     dataset, out = loader.dataset, Path(args.out_dir)
     names = mask_names([dataset.get_data_info(i)['img_path'] for i in range(len(dataset))])
-    classes = dataset.metainfo['classes']
+    classes = pair.label_names(tuple(dataset.metainfo['classes']))
     counts = torch.zeros(2, len(classes), dtype=torch.long)
     progress = ProgressBar(len(dataset))
     for data in loader:
-        own, labels = logits_and_labels(student, data)
-        other, _ = logits_and_labels(teacher, data)
+        own, labels = logits_and_labels(student, pair.student_head, data)
+        other = pair.convert(logits_and_labels(teacher, pair.other_head, data)[0])
         check_labels(labels, len(classes), ignore_index)
         valid = labels != ignore_index
         wins = select_units(
@@ -177,8 +189,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary = dict(
         config=args.config,
         checkpoint=args.checkpoint,
-        teacher_checkpoint=cfg.model.teacher.checkpoint,
+        teacher_checkpoint=str(cfg.model.teacher.get('checkpoint', 'pretrained')),
         split=args.split,
+        loss=name or None,
+        heads=pair.heads,
         difference=difference,
         images=len(dataset),
         values=values,

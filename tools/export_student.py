@@ -24,7 +24,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Export."""
     args = parse_args(argv)
-    cfg = cli.load_config(args.config, args.cfg_options)
+    cfg = cli.load_config(args.config, args.cfg_options, args.trust)
     for path in export_student(cfg, args.checkpoint, args.out_dir, args.network):
         print(path)
 

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(
             f"`--save-path` should end in one of {SUFFIXES}. Found '{args.save_path}'."
         )
-    cfg = cli.load_config(args.config, args.cfg_options)
+    cfg = cli.load_config(args.config, args.cfg_options, args.trust)
     if args.plain:
         names = network_names(cfg)
         if names and args.network is None:

@@ -11,6 +11,7 @@ from mmengine.config import Config, ConfigDict
 import mmdistill_ext  # noqa: F401  before the config is read: `mmdistill_ext::` and `mmseg::` in it
 from mmdistill_ext import cli
 from mmdistill_ext.dataset_configs import innermost_config
+from mmdistill_ext.first_checkpoint import CheckFirstCheckpoint, check_before_loading
 from mmdistill_ext.plain_config import network_names, plain_config
 
 
@@ -90,10 +91,17 @@ def keep_predictions(cfg: Config, out: str) -> None:
         metrics[0].output_dir = out
 
 
+def test(cfg: Config) -> None:
+    """Build the runner, check the checkpoint, test."""
+    runner = cli.build_runner(cfg)
+    check_before_loading(runner, CheckFirstCheckpoint(cfg.load_from, 'checkpoint'))
+    runner.test()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Test."""
     args = parse_args(argv)
-    cfg = plain_config(cli.load_config(args.config, args.cfg_options))
+    cfg = plain_config(cli.load_config(args.config, args.cfg_options, args.trust))
     cli.set_run_options(cfg, args)
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.show or args.show_dir:
@@ -102,9 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         use_tta(cfg)
     if args.out:
         keep_predictions(cfg, args.out)
-    runner = cli.build_runner(cfg)
-    cli.check_checkpoint(runner.model, args.checkpoint, 'checkpoint')
-    runner.test()
+    test(cfg)
     cli.leave_process_group()
 
 

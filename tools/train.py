@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 import mmdistill_ext  # noqa: F401  before the config is read: `mmdistill_ext::` and `mmseg::` in it
 from mmdistill_ext import cli
+from mmdistill_ext.first_checkpoint import CheckFirstCheckpoint, check_before_loading, load_teachers
+from mmdistill_ext.work_dir import latest_checkpoint, locked
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -30,6 +33,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         const='auto',
         metavar='CHECKPOINT',
         help='go on from this checkpoint, or from the latest in the work folder when none is named',
+    )
+    parser.add_argument(
+        '--share-work-dir',
+        action='store_true',
+        help='train although another run works in the same folder',
     )
     return parser.parse_args(argv)
 
@@ -55,37 +63,46 @@ def use_auto_scale_lr(cfg: Config) -> None:
 
 def use_resume(cfg: Config, resume: str) -> None:
     """Go on from ``resume``; ``'auto'``: from the work folder's latest, else start anew."""
-    found = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+    found = latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
     if found is None:
+        cfg.resume = False
         print_log(f'Nothing to resume in {cfg.work_dir}: starts anew.', 'current', logging.WARNING)
         return
     cfg.resume, cfg.load_from = True, found
 
 
 def check_start(runner: Runner) -> None:
-    """Check the checkpoint that the run starts from, if any, before it starts."""
+    """Check what the run starts from: the teacher's weights, and the checkpoint, if any."""
+    load_teachers(runner.model)
     resume, source = runner.cfg.get('resume'), runner.cfg.get('load_from')
-    if resume and source is None:
-        source = find_latest_checkpoint(runner.work_dir)
-    if source is not None and ('://' not in source or source.startswith('http')):
+    if source is not None:
         key = 'resume' if resume else 'load_from'
-        cli.check_checkpoint(runner.model, source, key, partial=not resume)
+        hook = CheckFirstCheckpoint(str(source), key, partial=not resume)
+        check_before_loading(runner, hook)
+
+
+def train(cfg: Config) -> None:
+    """Build the runner, check what it starts from, train."""
+    runner = cli.build_runner(cfg)
+    check_start(runner)
+    cli.train(runner)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train."""
     args = parse_args(argv)
-    cfg = cli.load_config(args.config, args.cfg_options)
+    cfg = cli.load_config(args.config, args.cfg_options, args.trust)
     cli.set_run_options(cfg, args)
     if args.amp:
         use_amp(cfg)
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
-    if args.resume is not None:
-        use_resume(cfg, args.resume)
-    runner = cli.build_runner(cfg)
-    check_start(runner)
-    cli.train(runner)
+    alone = not args.share_work_dir and cli.is_first_process(args.launcher)
+    with locked(cfg.work_dir) if alone else nullcontext():
+        if args.resume is not None or (cfg.get('resume') and cfg.get('load_from') is None):
+            named = cfg.resume if isinstance(cfg.get('resume'), str) else None  # FlexibleRunner's
+            use_resume(cfg, args.resume or named or 'auto')
+        train(cfg)
     cli.leave_process_group()
 
 

@@ -26,8 +26,8 @@ train_pipeline = [
             deeplab=[dict(type='PhotoMetricDistortion')],
             psp=[dict(type='PhotoMetricDistortion')],
         ),
+        pack=dict(type='PackSegInputs'),
     ),
-    dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_evaluator = dict(

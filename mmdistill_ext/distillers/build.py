@@ -12,6 +12,7 @@ from torch import nn
 
 from mmdistill_ext.compat import has_framework, require_framework
 from mmdistill_ext.error_keys import errors_of_parts
+from mmdistill_ext.safe_loading import name_sources
 
 FRAMEWORKS = ('mmseg', 'mmdet')
 
@@ -55,6 +56,7 @@ def build_model(spec: dict | str, key: str = 'model') -> nn.Module:
         ValueError: The framework refuses the model; the message names the part of ``key``.
     """
     cfg = resolve_model_cfg(spec, key)
+    name_sources(cfg, key)
     with errors_of_parts(cfg, key):
         return ROOT_MODELS.build(cfg)
 

@@ -9,12 +9,13 @@ from torch import nn
 
 from mmdistill_ext.arguments import check_arguments, shown
 from mmdistill_ext.distillers.schedule import build_schedule
-from mmdistill_ext.distillers.tapped_forward import tapped_forward
+from mmdistill_ext.distillers.tapped_forward import features_in_training, tapped_forward
 from mmdistill_ext.distillers.teacher import Teacher
 from mmdistill_ext.distillers.terms import FeatureTerm, HeadTerm, Term
 from mmdistill_ext.losses.base import DistillLoss
 from mmdistill_ext.registry import MODELS
 from mmdistill_ext.tap_paths import find_tap
+from mmdistill_ext.taps import Call
 from mmdistill_ext.units.features.location_weights import LocationWeights
 from mmdistill_ext.units.features.pair import FeaturePair
 from mmdistill_ext.units.features.probe import Probe, dry_batch, dry_sizes, probe
@@ -161,17 +162,22 @@ def _probe_both(
     terms: list[FeatureTerm], student: nn.Module, teacher: Teacher, size: tuple[int, int]
 ) -> tuple[Probe, Probe]:
     inputs, samples = dry_batch(student, size)
+
+    def student_forward(paths: dict[str, int | None]) -> dict[str, list[Call]]:
+        with features_in_training(student):  # which its head may not take while it predicts
+            return tapped_forward(student, inputs, samples, paths, to_the_end=False)
+
     return (
         probe(
             student,
-            lambda paths: tapped_forward(student, inputs, samples, paths),
+            student_forward,
             [term.pair.tap.call for term in terms],
             size,
             'student',
         ),
         probe(
             teacher.model,
-            lambda paths: teacher.calls(inputs, samples, paths),
+            lambda paths: teacher.calls(inputs, samples, paths, to_the_end=False),
             [term.pair.teacher_tap.call for term in terms],
             size,
             'teacher',

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmdistill_ext.arguments import check_arguments
 from mmdistill_ext.distillers.build import build_model
 from mmdistill_ext.distillers.first_step import check_schedules, named_at_first
+from mmdistill_ext.distillers.loss_guard import LossGuard
 from mmdistill_ext.distillers.network_configs import find_reference, network_configs
 from mmdistill_ext.distillers.recompute import network_loss, recomputed_loss
 from mmdistill_ext.distillers.schedule import Schedule, build_schedule
@@ -22,7 +23,7 @@ from mmdistill_ext.policies.second_predictions import LabelSpec, build_second_pr
 from mmdistill_ext.preprocessing.network_inputs import NetworkInputs
 from mmdistill_ext.registry import MODELS
 from mmdistill_ext.taps import Taps
-from mmdistill_ext.units.joint import JointUnits
+from mmdistill_ext.units.joint import JointHeads
 from mmdistill_ext.units.joint_pairing import pair_networks
 
 
@@ -57,6 +58,8 @@ class CollaborativeDistiller(BaseModel):
             networks are compared and predict by; the first by name when not given.
         data_preprocessor: For networks that name none; the runner hands it over when the config
             has one beside the model.
+        pretrained: None; ``mmseg.apis.init_model`` sets it in any model's config.
+        train_cfg: None, for the same reason.
 
     Attributes:
         second: The policy of the second prediction.
@@ -82,6 +85,8 @@ class CollaborativeDistiller(BaseModel):
         sequential_backward: bool = False,
         reference: str | None = None,
         data_preprocessor: dict | None = None,
+        pretrained: None = None,
+        train_cfg: None = None,
     ) -> None:
         configs = network_configs(students, data_preprocessor)
         networks = {name: build_model(cfg, f'students.{name}') for name, cfg in configs.items()}
@@ -102,9 +107,10 @@ class CollaborativeDistiller(BaseModel):
             num_classes=self.joint.num_classes,
             second_weight=second_weight,
             temperature=temperature,
-            box=_build_box(box, self.joint.is_detection),
+            box=_build_box(box, self.joint),
         )
         self.sequential_backward = sequential_backward
+        self.loss_guard = LossGuard()
         self._labels_checked = False
         self._started = False
         self.has_hook = False  # a hook takes the weights from the validation
@@ -123,7 +129,7 @@ class CollaborativeDistiller(BaseModel):
         """Losses, predictions or raw outputs, from ``inputs`` and ``data_samples`` by network.
 
         Args:
-            inputs: Name -> batch ``(B, 3, H, W)``, preprocessed for the network.
+            inputs: Name -> batch ``(B, C, H, W)``, preprocessed for the network.
             data_samples: Name -> the batch's data samples.
             mode: ``'loss'``, ``'predict'`` or ``'tensor'``.
 
@@ -146,7 +152,7 @@ class CollaborativeDistiller(BaseModel):
         """The networks' own losses, and the losses of their second prediction (COL-2 to COL-5).
 
         Args:
-            inputs: Name -> batch ``(B, 3, H, W)``, preprocessed for the network.
+            inputs: Name -> batch ``(B, C, H, W)``, preprocessed for the network.
             data_samples: Name -> the batch's data samples, with labels.
 
         Raises:
@@ -157,6 +163,7 @@ class CollaborativeDistiller(BaseModel):
         if not self._started:
             check_schedules([self.schedule])
         self._check_labels(data_samples[self.reference])
+        self.loss_guard.see(inputs, data_samples[self.reference])
         run = recomputed_loss if self.sequential_backward else network_loss
         own_losses, taps = self._run(run, inputs, data_samples)
         self._started = True
@@ -173,6 +180,12 @@ class CollaborativeDistiller(BaseModel):
             calls.clear()
         return losses
 
+    def parse_losses(self, losses: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of all losses, which is looked at before the optimizer's step, and the terms."""
+        loss, log_vars = super().parse_losses(losses)
+        self.loss_guard.watch(loss, log_vars)
+        return loss, log_vars
+
     def has_labels(self, sample: dict) -> bool:
         """Whether a sample of a data set has the labels that the networks are compared by."""
         try:
@@ -183,7 +196,7 @@ class CollaborativeDistiller(BaseModel):
 
     @torch.no_grad()
     def error_correlation(self, data: dict) -> Tensor:
-        """Sums for the correlation of the networks' errors on a batch, in the present mode.
+        """Sums for the correlation of the networks' errors on a batch, in eval mode.
 
         Args:
             data: What the loader gives, with labels.
@@ -191,9 +204,8 @@ class CollaborativeDistiller(BaseModel):
         Returns:
             ``(N, N)`` float64.
         """
-        data = self.data_preprocessor(data, False)
-        _, taps = self._run(network_loss, data['inputs'], data['data_samples'])
-        units: JointUnits = self.joint(taps, data['data_samples'], boxes=False)
+        data = self.data_preprocessor(data, False, compared=True)
+        units = self.joint.evaluated(self.students, data['inputs'], data['data_samples'])
         return self.collaboration.error_correlation(units)
 
     def _run(
@@ -231,10 +243,12 @@ def _build_schedule(kl: dict | None) -> tuple[Schedule, float]:
     return build_schedule(kl, 'kl'), temperature
 
 
-def _build_box(box: dict | None, is_detection: bool) -> JointBoxTerm | None:
+def _build_box(box: dict | None, joint: JointHeads) -> JointBoxTerm | None:
     if box is None:
         return None
-    if not is_detection:
+    if not joint.is_detection:
         raise ValueError(f'`box` is for detectors, segmenters have none. Found {box!r}.')
+    if not joint.has_boxes:
+        raise ValueError(f'`box` needs networks whose heads all predict boxes. Found {box!r}.')
     check_arguments(JointBoxTerm, box, 'box')
     return JointBoxTerm(**box)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
+import torch
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from torch import Tensor, nn
@@ -13,8 +14,10 @@ from mmdistill_ext.arguments import check_arguments
 from mmdistill_ext.distillers.build_terms import build_terms
 from mmdistill_ext.distillers.first_step import check_schedules, named_at_first
 from mmdistill_ext.distillers.fit import Fit, build_fit
+from mmdistill_ext.distillers.loss_guard import LossGuard
 from mmdistill_ext.distillers.tapped_forward import most_calls
 from mmdistill_ext.distillers.teacher import Teacher
+from mmdistill_ext.distillers.teacher_check import check_teacher_calls, check_teacher_units
 from mmdistill_ext.distillers.terms import SUMMED, HeadTerm, StepRecords, Term
 from mmdistill_ext.functional.checks import check_labels, given
 from mmdistill_ext.losses.base import DistillLoss
@@ -49,18 +52,41 @@ class Distillation:
         fit: dict | None = None,
     ) -> None:
         check_arguments(Teacher, teacher, 'teacher')
-        self.teacher = Teacher(**teacher)
-        self.teacher.input.match(student)
+        self._teacher = Teacher(**{**teacher, 'load_now': False})
+        self._teacher.input.match(student)
         fuse = 'fit' if fit is not None else 'fuse_task_loss=True' if fuse_task_loss else None
-        self.terms = build_terms(student, self.teacher, losses, fuse)
+        self.terms = build_terms(student, self._teacher, losses, fuse)
         self.fit = None if fit is None else build_fit(fit)
         if self.fit is not None:
             check_main_term(self.main_term)
+        self._teacher.as_in_training = tuple(
+            {path: None for term in self.terms for path in term.teacher_training}
+        )
+        self.guard = LossGuard()
+        self._checked: set[str] = set()  # terms that have seen their first batch
+        self._started = False
+
+    def start(self) -> None:
+        """Read the teacher's weights; building it does not, because inference needs none.
+
+        Raises:
+            FileNotFoundError: The teacher's checkpoint does not exist.
+            ValueError: It is broken, unsafe, or of another model.
+        """
+        self._teacher.load()
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher, with its weights."""
+        self.start()
+        return self._teacher
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names that the teacher's checkpoint gives to the classes, or their numbers."""
         heads = self.head_terms
         count = heads[0].pair.data_classes if heads else 0
-        self.classes: tuple[str, ...] = self.teacher.classes or tuple(map(str, range(count)))
-        self._checked = False
-        self._started = False
+        return self.teacher.classes or tuple(map(str, range(count)))
 
     @property
     def head_terms(self) -> list[HeadTerm]:
@@ -88,8 +114,12 @@ class Distillation:
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move or cast teacher and losses as the student (``.to()``, ``.half()``, ``.cuda()``)."""
-        for module in (self.teacher, *self.losses.values()):
+        for module in (self._teacher, *self.losses.values()):
             module._apply(fn)
+
+    def set_device(self, device: torch.device) -> None:
+        """Tell the teacher's data preprocessors where the student is."""
+        self._teacher.model._set_device(device)
 
     def active(self) -> list[tuple[Term, float]]:
         """The terms that count at the current iteration, with their weights."""
@@ -115,6 +145,7 @@ class Distillation:
         Returns:
             Named scalars, as the framework's ``parse_losses`` takes them.
         """
+        self.guard.see(inputs, data_samples)
         if not self._started:
             check_schedules([term.schedule for term in self.terms])
             student_loss = named_at_first('student', student_loss)
@@ -141,6 +172,9 @@ class Distillation:
         run = self.teacher.calls
         run = run if self._started else named_at_first('teacher.model', run)
         teacher_calls = run(inputs, data_samples, wanted)
+        for term in terms:
+            if term.name not in self._checked:
+                check_teacher_calls(term, teacher_calls)
         split = self.fit.split() if self.fit else None
         paths = {path: path for term in terms for path in term.student_calls}
         replaced = {tap: _no_loss for tap, term in leading.items() if term.fused}
@@ -168,7 +202,7 @@ class Distillation:
                 if self.fit and isinstance(term, HeadTerm) and term.leads(records):
                     self._record_fit(self.fit, term)
             taps.clear()
-        self._checked = True
+        self._checked.update(term.name for term in terms)
         return losses
 
     def _record_fit(self, fit: Fit, term: HeadTerm) -> None:
@@ -176,11 +210,12 @@ class Distillation:
             fit.record(given(term.loss.records.pop_fit_sums(), 'fit_sums'))
 
     def _check_once(self, term: Term, records: StepRecords) -> None:
-        """Check the labels of the first step."""
-        if isinstance(term, HeadTerm) and not self._checked:
-            labels = records.units(term.pair).labels
+        """Check labels and teacher in the first step of a term."""
+        if isinstance(term, HeadTerm) and term.name not in self._checked:
+            units = records.units(term.pair)
             count = term.pair.num_classes + term.pair.background
-            check_labels(labels, count, term.pair.ignore_index)
+            check_labels(units.labels, count, term.pair.ignore_index)
+            check_teacher_units(term, units)
 
 
 def check_main_term(term: HeadTerm | None) -> HeadTerm:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 from torch import nn
 
+from mmdistill_ext.arguments import CHECKED, check_calls
 from mmdistill_ext.registry import MODELS
 
 INNER_MODELS: dict[str, str] = {}
 """Registered name of an extension -> key of its config that holds the model it extends."""
+SET_TO_NONE = ('pretrained', 'train_cfg')
+"""What ``mmseg.apis.init_model`` and tools of both frameworks set to None in any model's config."""
 
 
 def register_extension(name: str, inner: str) -> Callable:
@@ -32,10 +37,22 @@ def register_extension(name: str, inner: str) -> Callable:
     """
 
     def register(build: Callable) -> Callable:
+        checked = check_calls(build)
+
+        @wraps(build)
+        def build_extension(*args: Any, **kwargs: Any) -> nn.Module:
+            return checked(*args, **without_nones(kwargs))
+
+        setattr(build_extension, CHECKED, True)  # above, without what is None
         INNER_MODELS[name] = inner
-        return MODELS.register_module(name)(build)
+        return MODELS.register_module(name)(build_extension)
 
     return register
+
+
+def without_nones(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A model's arguments without what frameworks set to None in a config read for inference."""
+    return {k: v for k, v in arguments.items() if k not in SET_TO_NONE or v is not None}
 
 
 def extend(model: nn.Module, mixin: type, **state: object) -> nn.Module:

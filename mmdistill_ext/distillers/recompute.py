@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from mmdistill_ext.units.joint import shallow_copy
+
 
 def network_loss(network: nn.Module, inputs: Tensor, data_samples: list) -> dict:
-    """A network's own losses (COL-2)."""
-    return network(inputs, data_samples, mode='loss')
+    """A network's own losses (COL-2); what it changes in the labels, others do not see."""
+    return network(inputs, [_with_own_labels(sample) for sample in data_samples], mode='loss')
 
 
 def recomputed_loss(network: nn.Module, inputs: Tensor, data_samples: list) -> dict:
@@ -25,6 +28,15 @@ def recomputed_loss(network: nn.Module, inputs: Tensor, data_samples: list) -> d
         use_reentrant=False,
         context_fn=lambda: (nullcontext(), _statistics_kept(network)),
     )
+
+
+def _with_own_labels(sample: BaseDataElement) -> BaseDataElement:
+    """A data sample whose labels the network may replace (RTMDet-Ins); tensors are shared."""
+    copied = shallow_copy(sample)
+    for name, value in sample.items():
+        if isinstance(value, BaseDataElement):
+            copied.set_data({name: value.clone()})
+    return copied
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 import torch
@@ -9,10 +10,11 @@ from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
 from mmdistill_ext.checkpoint import load_exactly, load_weights
+from mmdistill_ext.checkpoint_content import check_values, classes_of
 from mmdistill_ext.distillers.build import build_model
 from mmdistill_ext.distillers.tapped_forward import tapped_forward
 from mmdistill_ext.distillers.teacher_input import TeacherInput
-from mmdistill_ext.isolation import isolated_rng
+from mmdistill_ext.isolation import isolated_rng, training_flags
 from mmdistill_ext.tap_paths import Tap
 from mmdistill_ext.taps import Call
 
@@ -40,6 +42,11 @@ class Teacher(nn.Module):
             patches.
         compile: Run its backbone and neck through ``torch.compile``.
         channels_last: Run it in channels-last memory format (faster convolutions on GPUs).
+        load_now: Read the weights here and not in :meth:`load`; no key of a config.
+
+    Attributes:
+        as_in_training: Paths of modules that compute as in training, without their layers, for the
+            heads that need it (:attr:`HeadPair.teacher_training`).
 
     Raises:
         FileNotFoundError: The checkpoint or the config does not exist.
@@ -49,32 +56,62 @@ class Teacher(nn.Module):
     def __init__(
         self,
         model: dict | str,
-        checkpoint: str | None = None,
+        checkpoint: str | os.PathLike | None = None,
         pretrained: bool = False,
         prefix: str = '',
         data_preprocessor: dict | None = None,
         patch_size: int | None = None,
         compile: bool = False,
         channels_last: bool = False,
+        load_now: bool = True,
     ) -> None:
         super().__init__()
-        _check_arguments(checkpoint, pretrained)
+        if pretrained and checkpoint is not None:
+            raise ValueError(
+                '`teacher.pretrained=True` is for a model that comes with its weights. Found '
+                f"`teacher.checkpoint`='{checkpoint}' beside it."
+            )
         with isolated_rng():
             self.model = revert_sync_batchnorm(build_model(model, 'teacher.model'))
+        self.checkpoint, self.pretrained, self.prefix = checkpoint, pretrained, prefix
+        self.is_loaded = False
         self.classes: tuple[str, ...] | None = None
-        if checkpoint is not None:
-            self._load(checkpoint, prefix)
+        if load_now:
+            self.load()
         self.requires_grad_(False)
         self.channels_last = channels_last
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.compiled = _compile(self.model) if compile else ()
+        self.as_in_training: tuple[str, ...] = ()
         self.input = TeacherInput(self.model, data_preprocessor, patch_size)
         self.train(False)
 
-    def _load(self, checkpoint: str, prefix: str) -> None:
-        loaded = load_weights(checkpoint, 'teacher.checkpoint')
-        state = loaded['state_dict']
+    def load(self) -> None:
+        """Read the weights; a second time does nothing.
+
+        Raises:
+            FileNotFoundError: The checkpoint does not exist.
+            ValueError: There is none, or it is broken, unsafe, or of another model, or has weights
+                that no training survives.
+        """
+        if self.is_loaded:
+            return
+        what = 'The model of `teacher.pretrained=True`'
+        if not self.pretrained:
+            what = f"`teacher.checkpoint`='{self.checkpoint}'"
+            self._fill(what)
+        check_values(self.model.state_dict(), what)
+        self.is_loaded = True
+
+    def _fill(self, what: str) -> None:
+        if not isinstance(self.checkpoint, (str, os.PathLike)):
+            raise ValueError(
+                '`teacher.checkpoint` should be the file or URL of trained weights: an untrained '
+                f'teacher teaches nothing. Found {self.checkpoint!r}.'
+            )
+        loaded = load_weights(self.checkpoint, 'teacher.checkpoint')
+        state, prefix = loaded['state_dict'], self.prefix
         if prefix:
             state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             if not state:
@@ -83,8 +120,8 @@ class Teacher(nn.Module):
                     f"begin with. Found '{prefix}', names are such as "
                     f"'{next(iter(loaded['state_dict']))}'."
                 )
-        load_exactly(self.model, state, f"`teacher.checkpoint`='{checkpoint}'")
-        self.classes = _classes(loaded['meta'])
+        load_exactly(self.model, state, what)
+        self.classes = classes_of(loaded['meta'])
 
     def check_tap(self, tap: Tap, key: str) -> None:
         """Refuse a tap inside of what is compiled: it would be recompiled in every step.
@@ -118,7 +155,11 @@ class Teacher(nn.Module):
         return {path: recorded[-1] for path, recorded in calls.items()}
 
     def calls(
-        self, inputs: Tensor, data_samples: list | None, wanted: Mapping[str, int | None]
+        self,
+        inputs: Tensor,
+        data_samples: list | None,
+        wanted: Mapping[str, int | None],
+        to_the_end: bool = True,
     ) -> dict[str, list[Call]]:
         """Run as far as the wanted calls and record them.
 
@@ -126,6 +167,7 @@ class Teacher(nn.Module):
             inputs: Batch ``(B, 3, H, W)`` in the student's normalisation, padded.
             data_samples: The batch's data samples (their sizes are read, never their labels).
             wanted: See :func:`~mmdistill_ext.distillers.tapped_forward.tapped_forward`.
+            to_the_end: See there too.
 
         Returns:
             Path -> its calls.
@@ -133,7 +175,8 @@ class Teacher(nn.Module):
         inputs = self.input(inputs, data_samples)
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return tapped_forward(self.model, inputs, data_samples, wanted)
+        with training_flags(self.model.get_submodule(path) for path in self.as_in_training):
+            return tapped_forward(self.model, inputs, data_samples, wanted, to_the_end)
 
 
 def _compile(model: nn.Module) -> tuple[str, ...]:
@@ -142,22 +185,3 @@ def _compile(model: nn.Module) -> tuple[str, ...]:
     for part in [getattr(model, name) for name in names] or [model]:
         part.compile()
     return tuple(names) or ('',)
-
-
-def _check_arguments(checkpoint: str | None, pretrained: bool) -> None:
-    if pretrained and checkpoint is not None:
-        raise ValueError(
-            '`teacher.pretrained=True` is for a model that comes with its weights. Found '
-            f"`teacher.checkpoint`='{checkpoint}' beside it."
-        )
-    if not pretrained and not isinstance(checkpoint, str):
-        raise ValueError(
-            '`teacher.checkpoint` should be the file or URL of trained weights: an untrained '
-            f'teacher teaches nothing. Found {checkpoint!r}.'
-        )
-
-
-def _classes(meta: dict) -> tuple[str, ...] | None:
-    dataset_meta = {k.lower(): v for k, v in (meta.get('dataset_meta') or {}).items()}
-    classes = dataset_meta.get('classes', meta.get('CLASSES'))
-    return tuple(classes) if classes else None

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from mmdistill_ext.units.padding import padding_of
 
+COLOURS = 3
+"""Channels of an image whose order, BGR or RGB, means something."""
+
 
 class TeacherInput(nn.Module):
     """Converts the student's normalised batch to what the teacher was trained on.
@@ -48,7 +51,8 @@ class TeacherInput(nn.Module):
         """Prepare the conversion from the student's normalised input to the teacher's own.
 
         Raises:
-            ValueError: Only one of the two normalises its input.
+            ValueError: The student has no preprocessor of mmengine's kind, or the two normalise
+                other numbers of channels.
         """
         own, other = self.preprocessor, student.data_preprocessor
         if own is None:
@@ -65,10 +69,16 @@ class TeacherInput(nn.Module):
             )
         mean, std = _normalisation(own)
         student_mean, student_std = _normalisation(other)
+        lengths = {len(values) for values in (mean, std, student_mean, student_std)} - {1}
+        if len(lengths) > 1:
+            raise ValueError(
+                "`teacher` should be a model of the student's images: its `data_preprocessor.mean` "
+                f'should have as many values. Found {len(mean)}, {len(student_mean)} in `student`.'
+            )
         self.flip_channels = _flips_channels(own) != _flips_channels(other)
-        if self.flip_channels:
+        if self.flip_channels and len(student_mean) == COLOURS:
             student_mean, student_std = student_mean.flip(0), student_std.flip(0)
-        same = torch.equal(mean, student_mean) and torch.equal(std, student_std)
+        same = bool((mean == student_mean).all() and (std == student_std).all())
         if self.flip_channels or not same or _pad_value(own) != _pad_value(other):
             self.scale = student_std / std
             self.shift = (student_mean - mean) / std
@@ -77,7 +87,7 @@ class TeacherInput(nn.Module):
         """Convert and resize a batch.
 
         Args:
-            inputs: ``(B, 3, H, W)``, in the student's normalisation, padded.
+            inputs: ``(B, C, H, W)``, in the student's normalisation, padded.
             data_samples: The batch's data samples, for the size of each image's padding.
         """
         return self.to_patches(self.convert(inputs, data_samples))
@@ -105,7 +115,7 @@ class TeacherInput(nn.Module):
         """The student's input in the teacher's normalisation and channel order."""
         if self.scale is None or self.shift is None:
             return inputs
-        if self.flip_channels:
+        if self.flip_channels and inputs.shape[1] == COLOURS:  # no framework swaps others
             inputs = inputs.flip(1)
         inputs = inputs * self.scale + self.shift
         value = _pad_value(self.preprocessor)
@@ -152,6 +162,7 @@ def _flips_channels(preprocessor: ImgDataPreprocessor) -> bool:
 
 
 def _normalisation(preprocessor: ImgDataPreprocessor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, ``(C, 1, 1)``, or ``(1, 1, 1)`` for all channels."""
     if not preprocessor._enable_normalize:
-        return torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+        return torch.zeros(1, 1, 1), torch.ones(1, 1, 1)  # for any number of channels
     return preprocessor.mean.detach().cpu(), preprocessor.std.detach().cpu()

@@ -12,6 +12,8 @@ from torch import Tensor
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
 from mmdistill_ext.distillers.distillation import Distillation
 from mmdistill_ext.distillers.extension import extend, register_extension
+from mmdistill_ext.distillers.loss_guard import LossGuard
+from mmdistill_ext.distillers.missing_teacher import MissingTeacher
 
 if TYPE_CHECKING:
     from mmengine.model import BaseModel as Student  # what it is mixed into
@@ -26,7 +28,12 @@ class DistilledModel(Student):
     the student under ``connectors``, which exists only if some term does.
     """
 
-    distillation: Distillation
+    distillation: Distillation | MissingTeacher
+
+    def init_weights(self) -> None:
+        """The student's; the training begins here, so the teacher has to be there."""
+        self.distillation.start()
+        super().init_weights()
 
     def forward(
         self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'
@@ -36,12 +43,23 @@ class DistilledModel(Student):
             return super().forward(inputs, data_samples, mode)
         return self.distillation.step(self, super().forward, inputs, data_samples)
 
+    @property
+    def loss_guard(self) -> LossGuard:
+        """Ends the training at a loss that is not finite."""
+        return self.distillation.guard
+
+    def parse_losses(self, losses: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        """The student's ``parse_losses``; the sum is looked at before the optimizer's step."""
+        loss, log_vars = super().parse_losses(losses)
+        self.loss_guard.watch(loss, log_vars)
+        return loss, log_vars
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self.distillation.apply(fn)
         return super()._apply(fn, recurse)
 
     def _set_device(self, device: torch.device) -> None:
-        self.distillation.teacher.model._set_device(device)
+        self.distillation.set_device(device)
         super()._set_device(device)
 
 
@@ -80,9 +98,12 @@ def build_teacher_student(
         The student, its class extended by :class:`DistilledModel`; ``model.distillation`` holds the
         teacher and the losses.
 
+    The student alone predicts, so files of the teacher that are not at hand are no error here:
+    ``init_weights``, by which a training starts, raises it, or else the first loss.
+
     Raises:
         ValueError: Student, teacher and losses do not fit each other; the message names the key.
-        FileNotFoundError: A config or checkpoint does not exist.
+        FileNotFoundError: The student's config does not exist.
     """
     cfg = resolve_model_cfg(student, 'student')
     if data_preprocessor is not None:
@@ -93,7 +114,11 @@ def build_teacher_student(
             '`student` should be a segmentor of mmsegmentation, a detector of mmdetection, or '
             f'another model of mmengine with a loss. Found {type(model).__name__}.'
         )
-    distillation = Distillation(model, teacher, losses, fuse_task_loss, fit)
+    distillation: Distillation | MissingTeacher
+    try:
+        distillation = Distillation(model, teacher, losses, fuse_task_loss, fit)
+    except OSError as error:  # a config that is not here, a download that fails
+        distillation = MissingTeacher(error)
     connectors = distillation.trainables()
     state = dict(connectors=connectors) if connectors else {}
     return extend(model, DistilledModel, distillation=distillation, **state)

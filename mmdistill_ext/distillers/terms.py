@@ -68,9 +68,11 @@ class Term(ABC):
 
     Attributes:
         student_calls: Paths in the student whose calls are needed.
+        teacher_training: Paths of modules of the teacher that compute as in training.
     """
 
     student_calls: tuple[str, ...]
+    teacher_training: tuple[str, ...] = ()
 
     def __init__(self, name: str, loss: DistillLoss, schedule: Schedule) -> None:
         self.name, self.loss, self.schedule = name, loss, schedule
@@ -122,6 +124,7 @@ class HeadTerm(Term):
         super().__init__(name, loss, schedule)
         self.pair, self.fused = pair, fused
         self.student_calls = tuple(pair.student_taps)
+        self.teacher_training = pair.teacher_training
 
     @property
     def teacher_calls(self) -> dict[str, int | None]:
@@ -162,6 +165,7 @@ class FeatureTerm(Term):
         super().__init__(name, loss, schedule)
         self.pair = pair
         self.student_calls = (pair.tap.call,)
+        self.teacher_training = pair.weights.teacher_training
 
     @property
     def teacher_calls(self) -> dict[str, int | None]:

@@ -124,10 +124,10 @@ def check_levels(
     """Raise ``ValueError`` unless both have the same levels, with one label per unit."""
     shapes, other = ([tuple(level.shape) for level in levels] for levels in (student, teacher))
     floating = all(level.is_floating_point() for level in (*student, *teacher))
-    alike = {(len(shape), *shape[:3]) for shape in shapes}
+    alike = {(len(shape), *shape[:3:2]) for shape in shapes}
     if not floating or len(alike) != 1 or next(iter(alike))[0] != 4 or not shapes[0][2]:
         raise ValueError(
-            'Levels should be floating point logits (B, A, C, n) of equal B, A and C >= 1. '
+            'Levels should be floating point logits (B, A, C, n) of equal B and C >= 1. '
             f'Found {shapes}.'
         )
     if shapes != other:
@@ -135,7 +135,7 @@ def check_levels(
             f'`{names[0]}` and `{names[1]}` should have the same levels. '
             f'Found {shapes} and {other}.'
         )
-    units = (shapes[0][0], shapes[0][1] * sum(shape[3] for shape in shapes))
+    units = (shapes[0][0], sum(shape[1] * shape[3] for shape in shapes))
     if target.dtype == torch.bool or target.is_floating_point() or tuple(target.shape) != units:
         raise ValueError(
             f'`target` should hold integer class indices of shape {units}. '

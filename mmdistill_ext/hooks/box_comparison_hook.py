@@ -5,20 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from mmengine.dataset import BaseDataset
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from mmengine.structures import InstanceData
 
 from mmdistill_ext.compat import require_framework
-from mmdistill_ext.dataset_configs import plain_datasets
+from mmdistill_ext.dataset_configs import follow_pipeline, plain_datasets
 from mmdistill_ext.error_keys import errors_of_part
 from mmdistill_ext.functional.checks import given
 from mmdistill_ext.hooks.common import unwrapped_model
+from mmdistill_ext.hooks.pictures import Pictures
 from mmdistill_ext.isolation import isolated_rng
 from mmdistill_ext.registry import HOOKS
-from mmdistill_ext.visualization.boxes import compare_boxes, read_image
+from mmdistill_ext.transforms.unchanged import as_array
+from mmdistill_ext.visualization.boxes import check_path, compare_boxes, read_image
 from mmdistill_ext.visualization.contrast import write_png
 
 if TYPE_CHECKING:  # users of segmentation have no mmdet
@@ -70,7 +75,9 @@ class BoxComparisonHook(Hook):
         self.score_thr = score_thr
         self.backend_args = backend_args
         self.visualizer: DetLocalVisualizer | None = None
+        self.pictures = Pictures(type(self).__name__)
         self._seen = 0  # images of this validation
+        self._due: list[tuple[int, DetDataSample, dict[str, InstanceData]]] = []
 
     def before_train(self, runner: Runner) -> None:
         """Check model and data; build a visualizer that is not the run's."""
@@ -82,7 +89,7 @@ class BoxComparisonHook(Hook):
             raise ValueError('`BoxComparisonHook` needs a `val_dataloader`. Found none.')
         dataset = runner.val_dataloader.dataset
         for part in plain_datasets(dataset):
-            check_label_order(part.pipeline.transforms)
+            check_samples(part)
         batch = runner.val_dataloader.collate_fn([dataset[0]])
         with isolated_rng(), errors_of_part('teacher.model'):  # fails now if it ever does
             predict_as_teacher(unwrapped_model(runner), batch)
@@ -97,6 +104,7 @@ class BoxComparisonHook(Hook):
     def before_val_epoch(self, runner: Runner) -> None:
         """Count the images from 0."""
         self._seen = 0
+        self._due = []
 
     def after_val_iter(
         self,
@@ -105,7 +113,7 @@ class BoxComparisonHook(Hook):
         data_batch: dict | None = None,
         outputs: list[DetDataSample] | None = None,
     ) -> None:
-        """Draw the images of the batch that are due."""
+        """Keep what is said of the images of the batch that are due."""
         outputs = given(outputs, 'outputs')
         first, self._seen = self._seen, self._seen + len(outputs)
         due = {
@@ -115,21 +123,29 @@ class BoxComparisonHook(Hook):
         }
         if not (due and is_main_process()):
             return
-        step = runner.iter
-        folder = Path(runner.log_dir, 'vis_data', 'boxes', f'iter_{step}')
-        with isolated_rng(seed=0):  # mmdet draws the colours of masks at random
-            batch = given(data_batch, 'data_batch')
+        batch = given(data_batch, 'data_batch')
+        with self.pictures.guarded(), isolated_rng(seed=0):
             taught = predict_as_teacher(unwrapped_model(runner), batch)
             for i, place in due.items():
-                student, teacher = outputs[place], taught[place]
+                student, teacher = outputs[place].cpu(), taught[place].cpu()
                 panels = dict(
                     label=student.gt_instances,
                     student=student.pred_instances,
                     teacher=teacher.pred_instances,
                 )
-                image = read_image(student, self.backend_args)
+                self._due.append((i, student, panels))
+
+    def after_val(self, runner: Runner) -> None:
+        """Draw, now that the best checkpoint is saved."""
+        step = runner.iter
+        folder = Path(runner.log_dir, 'vis_data', 'boxes', f'iter_{step}')
+        while self._due:
+            i, sample, panels = self._due.pop(0)
+            # mmdet draws the colours of masks at random
+            with self.pictures.guarded(), isolated_rng(seed=i):
+                image = read_image(sample, self.backend_args)
                 picture = compare_boxes(self.visualizer, image, panels, self.score_thr)
-                write_png(folder / f'{i}_{Path(student.img_path).stem}.png', picture)
+                write_png(folder / f'{i}_{Path(sample.img_path).stem}.png', picture)
                 runner.visualizer.add_image(f'boxes_{i}', picture, step)
 
 
@@ -144,15 +160,24 @@ def check_model(model: BaseModel) -> None:
         )
 
 
-def check_label_order(transforms: list) -> None:
-    """Refuse labels that are resized: predictions and pictures have the original image's size."""
-    names = [type(transform).__name__ for transform in transforms]
-    after = names[names.index('LoadAnnotations') :] if 'LoadAnnotations' in names else ['Resize']
-    if any('Resize' in name for name in after):
+def check_samples(dataset: BaseDataset) -> None:
+    """Refuse validation data that do not say where images are, or whose labels are moved.
+
+    The first image's labels are followed through the pipeline: predictions and pictures have the
+    original image's size, so labels have to keep the numbers that they are loaded with.
+    """
+    names = [type(transform).__name__ for transform in dataset.pipeline.transforms]
+    with isolated_rng():
+        steps = list(follow_pipeline(dataset, 0))
+    labels = [as_array(step['gt_bboxes']) for step in steps if 'gt_bboxes' in step]
+    scales = [step.get('scale_factor') for step in steps if 'gt_bboxes' in step]
+    moved = any(not np.array_equal(one, labels[0]) for one in labels)
+    if not labels or moved or scales[0] != scales[-1]:
         raise ValueError(
             '`val_dataloader.dataset.pipeline` should have LoadAnnotations after Resize, for '
             f'`BoxComparisonHook` to draw labels on the original image. Found {names}.'
         )
+    check_path(steps[-1]['data_samples'])
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
-from mmdistill_ext.dataset_configs import walk_datasets
+from mmdistill_ext.dataset_configs import walk_datasets, wrapped_datasets
 from mmdistill_ext.distillers.collaborative import CollaborativeDistiller
 from mmdistill_ext.evaluation import NetworksEvaluator
 from mmdistill_ext.functional.checks import given
@@ -20,9 +21,11 @@ from mmdistill_ext.hooks.common import publish, unwrapped_model
 from mmdistill_ext.hooks.compared_metric import ComparedMetric
 from mmdistill_ext.hooks.metric_names import check_monitored, names_of_evaluator
 from mmdistill_ext.hooks.networks_validation import HeldOutErrors, NetworksValidation
+from mmdistill_ext.hooks.pictures import Pictures
 from mmdistill_ext.losses.collaboration_loss import ENSEMBLE
 from mmdistill_ext.network_scores import record_scores
-from mmdistill_ext.registry import HOOKS
+from mmdistill_ext.package_types import registered_name
+from mmdistill_ext.registry import HOOKS, TRANSFORMS
 from mmdistill_ext.transforms import MakeViews
 from mmdistill_ext.visualization.curves import plot_networks
 
@@ -68,6 +71,8 @@ class CollaborationHook(Hook):
         self._errors: HeldOutErrors | None = None
         self._weights: Tensor | None = None  # from a validation that is not over
         self._repeats = False
+        self._history: Mapping[int, Mapping] | None = None  # that is not drawn yet
+        self.pictures = Pictures(type(self).__name__)
 
     def before_train(self, runner: Runner) -> None:
         """Check the run."""
@@ -77,7 +82,14 @@ class CollaborationHook(Hook):
                 "`CollaborationHook` needs type='mmdistill_ext.CollaborativeDistiller'. Found "
                 f'{type(self.model).__name__}.'
             )
-        check_views(runner.train_dataloader.dataset, self.model.names)
+        switches = [getattr(hook, 'switch_pipeline', None) for hook in runner.hooks]
+        switched = [pipeline for pipeline in switches if pipeline is not None]
+        check_views(runner.train_dataloader.dataset, self.model.names, switched)
+        if any(type(hook).__name__ == 'YOLOXModeSwitchHook' for hook in runner.hooks):
+            raise ValueError(
+                '`custom_hooks` should have no YOLOXModeSwitchHook: it switches `model.bbox_head`, '
+                'and the heads of `students` are others. Take PipelineSwitchHook. Found one.'
+            )
         if self.model.second.weights_from:
             self._check_validation(runner)
         self.compared = self._build_compared_metric(runner)
@@ -114,18 +126,26 @@ class CollaborationHook(Hook):
             others = ', '.join(f'{k} {v:.4g}' for k, v in scores.items() if v is not None)
             print_log(f'Best network: {entry["best"]} ({metric}: {others}).', 'current')
         if is_main_process():
-            history = record_scores(runner.work_dir, runner.iter, entry)
-            image = plot_networks(history, Path(runner.log_dir, 'vis_data', 'networks.png'))
-            runner.visualizer.add_image('networks', image, runner.iter)
+            self._history = record_scores(runner.work_dir, runner.iter, entry)
 
     def after_val(self, runner: Runner) -> None:
-        """Give the found weights to the model, and to the averaged copy of an ``EMAHook``."""
+        """Give the found weights to the model, and to the averaged copy of an ``EMAHook``; draw."""
+        self._draw(runner)
         if self._weights is None:
             return
         means = [getattr(hook, 'ema_model', None) for hook in runner.hooks]
         for model in (self.model, *(mean.module for mean in means if mean is not None)):
             model.weights.copy_(self._weights)
         self._weights = None
+
+    def _draw(self, runner: Runner) -> None:
+        """Draw the scores of all validations, now that the best checkpoint is saved."""
+        history, self._history = self._history, None
+        if history is None:
+            return
+        with self.pictures.guarded():
+            image = plot_networks(history, Path(runner.log_dir, 'vis_data', 'networks.png'))
+            runner.visualizer.add_image('networks', image, runner.iter)
 
     def _build_compared_metric(self, runner: Runner) -> ComparedMetric:
         candidates = {
@@ -157,16 +177,53 @@ class CollaborationHook(Hook):
             )
 
 
-def check_views(dataset: Any, names: list[str]) -> None:
-    """Refuse a pipeline whose views are not those of the networks, in their order (COL-6)."""
-    for part in walk_datasets(dataset):
-        pipeline = getattr(part, 'pipeline', None) or ()  # a wrapper that mixes images has a list
-        for transform in getattr(pipeline, 'transforms', pipeline):
-            if isinstance(transform, MakeViews) and transform.names != names:
-                raise ValueError(
-                    f'`MakeViews.views` should be those of `students`, in order: {names}. Found '
-                    f'{transform.names}.'
-                )
+def check_views(dataset: Any, names: Sequence[str], switched: Sequence[Any] = ()) -> None:
+    """Refuse a pipeline whose views are not those of the networks (COL-6).
+
+    Args:
+        dataset: The training data.
+        names: The networks.
+        switched: Pipelines that come in its place later, as configs or built.
+    """
+    found = [_views_of(getattr(part, 'pipeline', None) or ()) for part in walk_datasets(dataset)]
+    later = [_views_of(pipeline) for pipeline in switched]
+    for views in (*found, *later):
+        if views is not None and set(views) != set(names):
+            raise ValueError(
+                f'`MakeViews.views` should be those of `students`: {sorted(names)}. Found '
+                f'{sorted(views)}.'
+            )
+    if _makes_views(dataset) and not all(later):
+        print_log(
+            '`PipelineSwitchHook.switch_pipeline` has no MakeViews: from then on all networks see '
+            'the same image.',
+            'current',
+            logging.WARNING,
+        )
+
+
+def _makes_views(dataset: Any) -> bool:
+    """Whether all samples of a data set, inside any wrappers, have views; refuses a mixture."""
+    if _views_of(getattr(dataset, 'pipeline', None) or ()):
+        return True
+    parts = {_makes_views(part) for part in wrapped_datasets(dataset)}
+    if len(parts) == 2:
+        raise ValueError(
+            '`train_dataloader.dataset` should have MakeViews in the pipelines of all its data '
+            'sets or of none, since a batch has views for all its images or for none. Found both.'
+        )
+    return parts == {True}
+
+
+def _views_of(pipeline: Any) -> list[str] | None:
+    """Names of the views that a pipeline makes, built or a config; None without views."""
+    for transform in getattr(pipeline, 'transforms', pipeline):  # data sets that mix have a list
+        if isinstance(transform, MakeViews):
+            return transform.names
+        kind = transform.get('type') if isinstance(transform, Mapping) else None
+        if registered_name(kind, TRANSFORMS) == MakeViews.__name__:
+            return list(transform['views'])
+    return None
 
 
 def _best(scores: Mapping[str, float | None], names: list[str]) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
@@ -18,8 +18,9 @@ from mmdistill_ext.distillers.fit import Fit
 from mmdistill_ext.hooks.common import publish, unwrapped_model
 from mmdistill_ext.hooks.fit_state import FitState
 from mmdistill_ext.hooks.gt_loss_meter import GTLossMeter
+from mmdistill_ext.hooks.pictures import Pictures
 from mmdistill_ext.registry import HOOKS
-from mmdistill_ext.round_loader import held_out_loader_cfg
+from mmdistill_ext.round_loader import batch_size, held_out_loader_cfg
 from mmdistill_ext.visualization.curves import plot_fit
 
 
@@ -39,8 +40,9 @@ class FitHook(Hook):
 
     Args:
         interval: Iterations between measurements (k).
-        batches: Batches per measurement and process (n).
-        window: Length of the running means in iterations; ``interval`` when not given.
+        batches: Batches per measurement and process (n); of more than one image together.
+        window: Length of the running means in iterations; ``interval`` when not given. From the
+            first measurement on it should hold more than one training image.
         begin: Iterations at the start of the run that are left out; x is 0 until then. In a run
             from scratch the statistics of BatchNorm have to settle before eval mode means anything.
         dataloader: Where the second GT loss is measured; ``val_dataloader`` when not given, for
@@ -71,6 +73,7 @@ class FitHook(Hook):
         measure_train: bool = False,
         check_labels: int = 100,
     ) -> None:
+        self._window_key = 'interval' if window is None else 'window'
         window = interval if window is None else window
         for name, value, least in (
             ('interval', interval, 1),
@@ -93,6 +96,8 @@ class FitHook(Hook):
         self.meters: dict[str, GTLossMeter] = {}
         self._positions: dict[str, int] = {}
         self._seconds = 0.0
+        self._draws_next = False
+        self.pictures = Pictures(type(self).__name__)
 
     def before_train(self, runner: Runner) -> None:
         """Build the loaders, try a sample of each, and restore the state of a resumed run."""
@@ -104,11 +109,19 @@ class FitHook(Hook):
             )
         self.distillation, self.fit = distillation, distillation.fit
         self.meters = self._build_meters(runner)
+        self._check_samples(runner)
         for name, meter in self.meters.items():
             meter.loader.sampler.position = self._positions.get(name, 0)
         self.fit.has_hook = True
         self._apply()
         self._start = perf_counter()
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        """Draw the history of a checkpoint that is saved by now."""
+        if self._draws_next:
+            self._draw(runner)
 
     def after_train_iter(
         self,
@@ -139,11 +152,11 @@ class FitHook(Hook):
         publish(runner.message_hub, {f'train/fit/{name}': v for name, v in scalars.items()})
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Save the state in the checkpoint, and draw its history."""
+        """Save the state in the checkpoint; its history is drawn when the checkpoint is saved."""
         self._take_records()
         positions = {name: meter.loader.sampler.position for name, meter in self.meters.items()}
         checkpoint['fit'] = dict(positions=positions, **self.state.state_dict())
-        self._draw(runner)
+        self._draws_next = True
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Restore the state of a resumed run."""
@@ -183,6 +196,30 @@ class FitHook(Hook):
             meters['train'] = GTLossMeter(runner, self.distillation, cfg, key, *more)
         return meters
 
+    def _check_samples(self, runner: Runner) -> None:
+        """Refuse a mean over a single image (FIT-2).
+
+        Raises:
+            ValueError: M or N is below 2.
+        """
+        for name, meter in self.meters.items():
+            count, data = meter.loader.sampler.size, len(meter.loader.dataset)
+            if min(count, data) < 2:
+                raise ValueError(
+                    '`FitHook.batches` should be so many that a GT loss is the mean over more than '
+                    f'one image (FIT-2). Found batches={self.batches}, {count} images from all '
+                    f"processes for the '{name}' data, of which there are {data}."
+                )
+        first = (self.begin // self.interval + 1) * self.interval
+        steps = min(self.state.window, first - self.begin)
+        images = batch_size(runner.train_dataloader) * get_world_size()
+        if 'train' not in self.meters and steps * images < 2:
+            raise ValueError(
+                f'`FitHook.{self._window_key}` should be so long that the first GT loss is a mean '
+                f'over more than one training image (FIT-2). Found {steps} iteration of {images} '
+                f'image before the first measurement, at iteration {first}.'
+            )
+
     def _take_records(self) -> None:
         records = self.fit.pop_records()
         if records:
@@ -193,9 +230,11 @@ class FitHook(Hook):
             self.fit.error = self.state.error
 
     def _draw(self, runner: Runner, show: bool = False) -> None:
+        self._draws_next = False
         if not (self.state.history and is_main_process()):
             return
-        path = Path(runner.log_dir, 'vis_data', 'fit.png')
-        image = plot_fit(self.state.history, path)
-        if show:
-            runner.visualizer.add_image('fit', image, runner.iter)
+        with self.pictures.guarded():
+            path = Path(runner.log_dir, 'vis_data', 'fit.png')
+            image = plot_fit(self.state.history, path)
+            if show:
+                runner.visualizer.add_image('fit', image, runner.iter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Collection
 from typing import Any
@@ -30,8 +31,12 @@ class FitState:
         self.history: list[dict[str, float]] = []
 
     def add_steps(self, steps: list[list[float]]) -> None:
-        """Add training steps, each ``[own loss, its weights, simple samples, valid samples]``."""
-        self.train.extend(steps)
+        """Add training steps, each ``[own loss, its weights, simple samples, valid samples]``.
+
+        Steps that are not finite do not count: the model did not learn from them either (see
+        :class:`~mmdistill_ext.hooks.skip_non_finite_hook.SkipNonFiniteHook`).
+        """
+        self.train.extend(step for step in steps if all(map(math.isfinite, step)))
 
     def add_measured(self, data: str, iteration: int, sums: list[float]) -> None:
         """Add a measurement ``[loss, weights]`` in eval mode on ``'val'`` or ``'train'`` data."""

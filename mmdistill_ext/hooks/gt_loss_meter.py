@@ -14,7 +14,7 @@ from mmdistill_ext.distillers.distillation import Distillation, check_main_term
 from mmdistill_ext.error_keys import errors_of_part
 from mmdistill_ext.functional.add_up import add_up
 from mmdistill_ext.hooks.common import unwrapped_model
-from mmdistill_ext.hooks.start_check_hook import scan_labels
+from mmdistill_ext.hooks.label_scan import scan_labels
 from mmdistill_ext.isolation import eval_mode, isolated_rng
 from mmdistill_ext.round_loader import RoundLoader, build_labelled_loader
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -12,9 +9,9 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 
-from mmdistill_ext.dataset_configs import plain_datasets
 from mmdistill_ext.error_keys import errors_of_part
 from mmdistill_ext.hooks.common import unwrapped_model
+from mmdistill_ext.hooks.label_scan import scan_labels
 from mmdistill_ext.hooks.metric_names import check_monitored
 from mmdistill_ext.isolation import isolated_rng
 from mmdistill_ext.registry import HOOKS
@@ -25,8 +22,9 @@ class StartCheckHook(Hook):
     """Refuses to start on labels outside the classes, or on a teacher that is not as expected.
 
     Args:
-        check_labels: How many training labels to look at, evenly spread over the data set; 0 for
-            none. (Labels of the first batch are always checked, also without this hook.)
+        check_labels: How many training samples to look at, evenly spread over the data set, as the
+            pipeline gives them; 0 for none. It takes :data:`~.label_scan.SECONDS` at most. (Labels
+            of the first batch are always checked, also without this hook.)
         check_teacher: Score the teacher once on the validation data.
         floor: With ``check_teacher``, metric -> smallest score that is acceptable, e.g.
             ``dict(mIoU=40.0)``, in the evaluator's unit.
@@ -87,7 +85,11 @@ def label_range(model: BaseModel) -> tuple[int, int] | None:
         return term.pair.data_classes, term.pair.ignore_index
     heads = [m for m in model.modules() if isinstance(getattr(m, 'num_classes', None), int)]
     heads.sort(key=lambda head: not hasattr(head, 'ignore_index'))  # segmenters copy `num_classes`
-    return (heads[0].num_classes, getattr(heads[0], 'ignore_index', -1)) if heads else None
+    if not heads:
+        return None
+    binary = hasattr(heads[0], 'ignore_index') and getattr(heads[0], 'out_channels', None) == 1
+    ignored = getattr(heads[0], 'ignore_index', None)
+    return 2 if binary else heads[0].num_classes, -1 if ignored is None else ignored
 
 
 def check_class_order(teacher: tuple[str, ...] | None, data: tuple[str, ...] | None) -> None:
@@ -114,49 +116,6 @@ def check_floor(scores: dict[str, float], floor: dict[str, float]) -> None:
                     f'The teacher should reach {metric} >= {least} on the validation data '
                     f'(`StartCheckHook.floor`). Found {value}: is `teacher.checkpoint` right?'
                 )
-
-
-def scan_labels(
-    dataset: Any, limit: int, num_classes: int, ignore_index: int, key: str = 'train_dataloader'
-) -> None:
-    """Read up to ``limit`` label images with the pipeline's own loader and check their values.
-
-    Raises:
-        ValueError: A label is missing or has other values; the message names the file and ``key``.
-    """
-    for part in plain_datasets(dataset):
-        for index in range(0, len(part), max(1, len(part) // limit)):
-            values, source = label_values(part, index, key)
-            wrong = values[((values < 0) | (values >= num_classes)) & (values != ignore_index)]
-            if wrong.size:
-                raise ValueError(
-                    f'Labels should be in [0, {num_classes}) or {ignore_index} (ignored). Found '
-                    f"{wrong.tolist()} in '{source}': check `{key}.dataset` (metainfo, "
-                    'reduce_zero_label, label_map) and `num_classes`.'
-                )
-
-
-def label_values(dataset: Any, index: int, key: str) -> tuple[np.ndarray, str]:
-    """The label values of one sample: of its boxes, or of the label image that it names.
-
-    Returns:
-        The values, none for a sample without labels, and the file that they come from.
-    """
-    sample = dataset.get_data_info(index)
-    if 'instances' in sample:
-        labels = [instance['bbox_label'] for instance in sample['instances']]
-        return np.unique(np.array(labels, dtype=int)), sample['img_path']
-    for loader in dataset.pipeline.transforms:
-        if type(loader).__name__ != 'LoadAnnotations':
-            continue
-        try:
-            sample = loader(sample)
-        except FileNotFoundError as error:
-            raise ValueError(
-                f'`{key}.dataset` should have a label for every image. Found none at '
-                f"'{sample.get('seg_map_path')}'."
-            ) from error
-    return np.unique(sample.get('gt_seg_map', np.array([], int))), sample.get('seg_map_path')
 
 
 def score_teacher(runner: Runner, teacher: BaseModel) -> dict[str, float]:

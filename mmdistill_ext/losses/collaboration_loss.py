@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
@@ -86,11 +87,11 @@ class CollaborationLoss(nn.Module):
         """
         mixing = network_weights if self.second.weights_from else None
         result = self._collaborate(units, weight > 0, mixing)
-        scale = self._scale(result)
+        scale, box_scale = self._scales(result, units)
         losses = self._named('', scale, weight, result.second_sum, result.pull_sums)
         if self.box is not None:
             second, pulls = self.box(given(units.boxes, 'boxes'), mixing)
-            losses |= self._named('_box', scale * self.box.weight, weight, second, pulls)
+            losses |= self._named('_box', box_scale * self.box.weight, weight, second, pulls)
         return losses
 
     def error_correlation(self, units: JointUnits) -> Tensor:
@@ -124,14 +125,19 @@ class CollaborationLoss(nn.Module):
             Labels(units.labels, label_spec.ignore_index, label_spec.background),
         )
 
-    def _scale(self, result: CollaborationResult) -> Tensor:
-        """What this rank's sums are multiplied by, so that two ranks train as one."""
+    def _scales(self, result: CollaborationResult, units: JointUnits) -> tuple[Tensor, Tensor]:
+        """What this rank's sums over units and over boxes are multiplied by.
+
+        Two ranks train as one: the sums are divided by the numbers of all ranks.
+        """
         counts = result.counts
         if self.average == 'positive':
             counts = counts[: self.num_classes]
         total = counts.sum().to(result.second_sum)
-        all_reduce(total)
-        return scale_of(total, self.average)
+        boxes = total.new_tensor(0 if units.boxes is None else len(units.boxes.scale))
+        totals = torch.stack((total, boxes))
+        all_reduce(totals)
+        return scale_of(totals[0], self.average), scale_of(totals[1], 'positive')
 
     def _named(
         self, suffix: str, scale: Tensor, weight: float, second: Tensor, pulls: Sequence[Tensor]

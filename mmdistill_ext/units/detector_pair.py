@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,16 +12,22 @@ import torch
 from mmdet.models.detectors import BaseDetector
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor
-from torch import Tensor, nn
+from torch import Tensor
 
+from mmdistill_ext.isolation import training_flags
 from mmdistill_ext.taps import Call, Taps
 from mmdistill_ext.units.base import FusedCrossEntropy, SplitRule, Units
+from mmdistill_ext.units.padding import pad_semantic_labels
 from mmdistill_ext.units.pair import HeadPair
 from mmdistill_ext.units.split.head_split import HeadSplit
 from mmdistill_ext.units.split.own_loss import check_loss_modules, total_loss
 
 IGNORED = -1
 """Label of units that take no part in the student's loss."""
+FEATURES_INSTEAD = (
+    "A loss of features, such as `dict(type='FeatureLoss', tap='neck')`, takes any head."
+)
+"""What works for heads that cannot be paired: the end of an error."""
 
 
 class DetectorPair(HeadPair):
@@ -38,7 +44,13 @@ class DetectorPair(HeadPair):
 
     split_class: ClassVar[type[HeadSplit]]
     """Splits the head's own loss, with ``(step, rule, head, heads)``."""
-    training_parts: ClassVar[tuple[str, ...]] = ('bbox_head', 'rpn_head', 'roi_head', 'mask_head')
+    training_parts: ClassVar[tuple[str, ...]] = (
+        'bbox_head',
+        'rpn_head',
+        'roi_head',
+        'mask_head',
+        'decoder',
+    )
     """Names of the modules that compute differently while they train, besides the detector."""
 
     @property
@@ -149,9 +161,10 @@ class DetectorPair(HeadPair):
             ``(2,)``: the loss times the number of images, and that number.
         """
         batch = student.data_preprocessor(batch, False)
+        pad_semantic_labels(student.data_preprocessor, batch['data_samples'])
         images = len(batch['data_samples'])
-        modes = _computing_as_in_training(student, self.training_parts)
-        with modes, Taps(student, dict(own=self.student_tap)) as taps:
+        parts = (m for n, m in student.named_modules() if n.split('.')[-1] in self.training_parts)
+        with training_flags([student, *parts]), Taps(student, dict(own=self.student_tap)) as taps:
             student.loss(batch['inputs'], batch['data_samples'])
             total = total_loss(self.own_losses(taps['own'])).float()
         return torch.stack((total * images, torch.full_like(total, images)))
@@ -184,17 +197,3 @@ def ground_truth(data_samples: list[DetDataSample]) -> list[Truth]:
 def size_of(data_samples: list[DetDataSample]) -> tuple[int, int]:
     """Height and width of the batch, padding included."""
     return tuple(data_samples[0].metainfo['batch_input_shape'])
-
-
-@contextmanager
-def _computing_as_in_training(student: nn.Module, parts: Sequence[str]) -> Iterator[None]:
-    """Set ``training`` of the detector and of the named parts, but of none of their layers."""
-    modules = [student, *(m for n, m in student.named_modules() if n.split('.')[-1] in parts)]
-    before = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = True
-        yield
-    finally:
-        for module, mode in zip(modules, before, strict=True):
-            module.training = mode

@@ -9,9 +9,11 @@ from typing import ClassVar
 
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmdistill_ext.isolation import training_flags
 from mmdistill_ext.taps import Taps
+from mmdistill_ext.units.padding import pad_semantic_labels
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class JointHeads(ABC):
     sigmoid: bool
     background: bool
 
+    has_boxes: bool = True
+    """All heads of detectors predict boxes besides classes."""
     is_detection: ClassVar[bool]
     """Units belong to objects: there are boxes, and averages are over the positive units."""
     average: ClassVar[str]
@@ -81,6 +85,13 @@ class JointHeads(ABC):
     @abstractmethod
     def taps(self, name: str) -> tuple[str, ...]:
         """Paths of the methods of a network whose calls are needed."""
+
+    def parts_in_training(self, network: BaseModel) -> list[nn.Module]:
+        """Modules of a network that compute as in training, without their layers, when measured.
+
+        Without them there is no loss in eval mode.
+        """
+        return []
 
     @abstractmethod
     def __call__(
@@ -99,6 +110,28 @@ class JointHeads(ABC):
         Raises:
             ValueError: The networks saw images of different sizes.
         """
+
+    def evaluated(
+        self,
+        networks: Mapping[str, BaseModel],
+        inputs: Mapping[str, Tensor],
+        data_samples: Mapping[str, list],
+    ) -> JointUnits:
+        """The units of a batch that nothing is learned from, in eval mode (COL-3).
+
+        Args:
+            networks: Name -> network.
+            inputs: Name -> preprocessed batch ``(B, 3, H, W)``.
+            data_samples: Name -> the batch's data samples, with labels.
+        """
+        taps = {}
+        for name, network in networks.items():
+            pad_semantic_labels(network.data_preprocessor, data_samples[name])
+            parts = self.parts_in_training(network)
+            paths = {path: path for path in self.taps(name)}
+            with training_flags(parts), Taps(network, paths) as taps[name]:
+                network(inputs[name], data_samples[name], mode='loss')
+        return self(taps, data_samples, boxes=False)
 
     @abstractmethod
     def predict(

@@ -49,6 +49,9 @@ class HeadPair(ABC):
     splits_own: ClassVar[bool] = False
     """The head's own loss is split while the head forms it, by :meth:`split_own`; otherwise a loss
     with ``forms_own_loss`` has to form it."""
+    teacher_training: tuple[str, ...] = ()
+    """Paths of modules of the teacher that compute as in training while it runs, but none of their
+    layers: in eval mode they give no logits."""
     is_detection: ClassVar[bool] = False
     """Units belong to objects: losses are averaged over the positive ones, and labels are in pixels
     of the resized image, whereas label maps keep the size of the original."""
@@ -58,6 +61,16 @@ class HeadPair(ABC):
         self, student: nn.Module, teacher: nn.Module, head: str, teacher_head: str, key: str
     ) -> None:
         """Join the heads at two paths; ``ValueError`` names the key if they do not fit."""
+
+    @classmethod
+    def partner_head(cls, teacher: nn.Module, head: str) -> str:
+        """Path of the teacher's head for a student's, where the config names none.
+
+        Args:
+            teacher: The teacher.
+            head: Path of the student's head.
+        """
+        return head
 
     @property
     def box_distances(self) -> tuple[str, ...]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from mmdistill_ext.taps import resolve
+from mmdistill_ext.taps import find_child, resolve
 from mmdistill_ext.units.pair import HeadPair
 
 
@@ -25,8 +25,8 @@ class PairRow(NamedTuple):
 
 TABLE: list[PairRow] = []
 KNOWN = (
-    'a segmentor of mmsegmentation, or a single-stage detector, two-stage detector or DETR of '
-    'mmdetection'
+    'a segmentor of mmsegmentation, or a single-stage detector, instance segmenter, two-stage '
+    'detector, DETR or MaskFormer of mmdetection'
 )
 
 
@@ -98,8 +98,8 @@ def pair_heads(
         student: The student.
         teacher: The teacher, a model of the same kind.
         head: Path of the student's head; the one that it predicts with when not given.
-        teacher_head: Path of the teacher's head; by default as the student's, and for segmenters
-            the one that the teacher predicts with.
+        teacher_head: Path of the teacher's head; by default as the student's (of another number of
+            stages, the nearest), and for segmenters the one that the teacher predicts with.
         key: The config key to name in errors, such as ``'losses.kd'``.
 
     Raises:
@@ -107,13 +107,18 @@ def pair_heads(
     """
     check_units(student)
     row, head = _choose(student, head, key)
-    if not isinstance(teacher, row.model):
+    partner = next((other for other in _rows(teacher) if other.pair is row.pair), None)
+    if partner is None:
         raise ValueError(
             f'`teacher.model` should be {row.name} as the student is: pixels pair with pixels, '
             'anchors and points with anchors and points, RoIs with RoIs, queries with queries. '
             f'Found {type(teacher).__name__} for a {type(student).__name__}.'
         )
-    return row.pair(student, teacher, head, teacher_head or row.teacher_head or head, key)
+    if teacher_head is None:
+        same = partner.model is row.model
+        teacher_head = row.teacher_head if same else partner.head
+    teacher_head = teacher_head or row.pair.partner_head(teacher, head)
+    return row.pair(student, teacher, head, teacher_head, key)
 
 
 def _rows(model: nn.Module) -> list[PairRow]:
@@ -130,17 +135,31 @@ def _choose(student: nn.Module, head: str | None, key: str) -> tuple[PairRow, st
     rows = _rows(student)
     for row in rows:
         path = head or row.head
-        if path is None:
+        lacks = head is None and not _leads(student, path) and row is not rows[-1]
+        if path is None or lacks:
             continue
-        if row.head_type is None or isinstance(
-            resolve(student, path, f'{key}.head')[0], row.head_type
-        ):
+        if row.head_type is None or _is_of(resolve(student, path, f'{key}.head')[0], row.head_type):
             return row, path
     wanted = rows[-1].head_type
     raise ValueError(
         f'`{key}.head` should lead to a {wanted.__name__ if wanted else "head"}. Found '
         f'{head or "none"!r} for a {type(student).__name__}.'
     )
+
+
+def _is_of(head: object, head_type: type[nn.Module]) -> bool:
+    """Whether it is such a head, or stages that end with one."""
+    if isinstance(head, nn.ModuleList) and len(head):
+        head = head[-1]
+    return isinstance(head, head_type)
+
+
+def _leads(model: nn.Module, path: str | None) -> bool:
+    """Whether there is something at a path."""
+    found: Any = model
+    for part in path.split('.') if path else ():
+        found = find_child(found, part)
+    return found is not None
 
 
 @cache
@@ -162,17 +181,44 @@ def _add_segmenters() -> None:
 
 
 def _add_detectors() -> None:
-    from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
+    from mmdet.models.dense_heads import CondInstMaskHead, YOLACTProtonet
+    from mmdet.models.dense_heads.rtmdet_ins_head import MaskFeatModule
+    from mmdet.models.detectors import (
+        MaskFormer,
+        RTMDet,
+        SingleStageDetector,
+        SparseRCNN,
+        TwoStageDetector,
+    )
     from mmdet.models.detectors.base_detr import DetectionTransformer
-    from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+    from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstanceSegmentor
+    from mmdet.models.losses import DiceLoss
+    from mmdet.models.roi_heads.mask_heads import DynamicMaskHead, FCNMaskHead
 
     from mmdistill_ext.units.dense.pair import DensePair
+    from mmdistill_ext.units.instance.grid_pair import GridMaskPair
+    from mmdistill_ext.units.instance.pair import InstanceMaskPair
+    from mmdistill_ext.units.query.mask_pair import QueryMaskPair
     from mmdistill_ext.units.query.pair import QueryPair
     from mmdistill_ext.units.roi.mask_pair import MaskPair
     from mmdistill_ext.units.roi.pair import RoIPair
+    from mmdistill_ext.units.segment.mask_pair import SegmentMaskPair
+    from mmdistill_ext.units.segment.pair import SegmentPair
 
     box, two_stage = 'bbox_head', 'a two-stage detector'
     register_pair(SingleStageDetector, 'a single-stage detector', head=box)(DensePair)
+    instance = 'an instance segmenter'
+    for head in ('mask_head', box):  # SOLO has no box head
+        register_pair(SingleStageInstanceSegmentor, instance, head=head)(DensePair)
+    for mask_head in (CondInstMaskHead, YOLACTProtonet):
+        register_pair(SingleStageInstanceSegmentor, instance, head_type=mask_head)(InstanceMaskPair)
+    register_pair(SingleStageInstanceSegmentor, instance, head_type=DiceLoss)(GridMaskPair)
+    register_pair(RTMDet, 'an RTMDet', head_type=MaskFeatModule)(InstanceMaskPair)
     register_pair(DetectionTransformer, 'a DETR', head=box)(QueryPair)
+    register_pair(SparseRCNN, 'a Sparse R-CNN', head=f'roi_head.{box}')(QueryPair)
+    register_pair(SparseRCNN, 'a QueryInst', head_type=DynamicMaskHead)(QueryMaskPair)
+    former, layers = 'a MaskFormer', nn.Sequential  # those that predict the masks
+    register_pair(MaskFormer, former, head='panoptic_head')(SegmentPair)
+    register_pair(MaskFormer, former, head_type=layers)(SegmentMaskPair)
     register_pair(TwoStageDetector, two_stage, head=f'roi_head.{box}')(RoIPair)
     register_pair(TwoStageDetector, two_stage, head_type=FCNMaskHead)(MaskPair)

@@ -26,13 +26,18 @@ def read_image(sample: DetDataSample, backend_args: dict | None = None) -> np.nd
     """
     import mmcv
 
+    check_path(sample)
+    content = get(sample.img_path, backend_args=backend_args)
+    return mmcv.imfrombytes(content, channel_order='rgb')
+
+
+def check_path(sample: DetDataSample) -> None:
+    """Refuse a data sample that does not say where its image is."""
     if 'img_path' not in sample:
         raise ValueError(
             "`val_dataloader.dataset.pipeline` should pack 'img_path' (`meta_keys` of "
             f'PackDetInputs) for `BoxComparisonHook`. Found {sorted(sample.metainfo_keys())}.'
         )
-    content = get(sample.img_path, backend_args=backend_args)
-    return mmcv.imfrombytes(content, channel_order='rgb')
 
 
 def compare_boxes(

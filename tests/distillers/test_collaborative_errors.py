@@ -47,8 +47,11 @@ def change(cfg, **head):
             dict(a=segmenter(), b=sigmoid_segmenter()),
             "same `use_sigmoid`. Found False in 'a', True in 'b'",
         ),
-        (dict(a=segmenter(), b=tiny_det.atss()), 'all be segmentors.*or all single-stage'),
-        (dict(a=tiny_det.atss(), b=tiny_det.faster_rcnn()), r'or all single-stage.*b.*FasterRCNN'),
+        (dict(a=segmenter(), b=tiny_det.atss()), 'all be segmentors.*of one kind: single-stage'),
+        (
+            dict(a=tiny_det.atss(), b=tiny_det.faster_rcnn()),
+            r'of one kind: .*b.*FasterRCNN',
+        ),
         (
             dict(a=tiny_det.retina(), b=tiny_det.atss()),
             r'as many priors .*.students.*in .a. .*in .b. ',

@@ -9,7 +9,7 @@ from mmdistill_ext.checkpoint import load_weights
 from mmdistill_ext.distillers.build import build_model, resolve_model_cfg
 from mmdistill_ext.distillers.teacher_student import build_teacher_student
 from mmdistill_ext.registry import MODELS
-from tests import tiny_det, tiny_seg, tiny_zoo, users_own  # noqa: F401  registers parts
+from tests import tiny_dense, tiny_det, tiny_seg, tiny_zoo, users_own  # noqa: F401  registers parts
 
 CONV = dict(type='Conv1x1')
 CWD = dict(type='CWDLoss', tap='backbone.3', connector=CONV)
@@ -55,6 +55,7 @@ def distilled(student, teacher, losses, **kwargs):
 
 def mask2former(framework):
     sizes = tiny_zoo.SIZES | dict(feat_channels=16, out_channels=16, num_layers=2)
+    sizes['num_stuff_classes'] = 0
     if framework == 'mmseg':
         cfg = resolve_model_cfg(
             'mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py'
@@ -402,8 +403,9 @@ def test_a_bare_backbone_of_any_registry_is_a_teacher(tmp_path, scope):
     own = model.distillation.teacher.model
     assert torch.equal(own.conv1.weight, state['backbone.conv1.weight'])
     assert model(*seg_batch(), mode='loss')['loss_a'] > 0
+    losses = dict(a=feature('backbone.3', teacher_tap='output.3'))
     with pytest.raises(ValueError, match=r"`teacher.prefix`.*Found 'x\.'.*'backbone.conv1"):
-        build_teacher_student(seg(), {**spec, 'prefix': 'x.'}, dict(a=CWD))
+        build_teacher_student(seg(), {**spec, 'prefix': 'x.'}, losses).init_weights()
 
 
 def test_units_need_a_teacher_with_heads():
@@ -424,7 +426,7 @@ def test_units_need_a_teacher_with_heads():
 def test_mistakes_of_such_a_teacher_name_the_key(change, message):
     losses = dict(a=feature('backbone.3', teacher_tap='output.patches'))
     with pytest.raises((ValueError, KeyError), match=message):
-        build_teacher_student(seg(), {**PATCHES, **change}, losses)
+        build_teacher_student(seg(), {**PATCHES, **change}, losses).init_weights()
 
 
 def test_failing_dry_forward_says_whose_it_is():
@@ -447,3 +449,13 @@ def test_queries_of_different_numbers_are_refused(tmp_path):
     model = distilled(cfg, saved(tmp_path, cfg), losses)
     with pytest.raises(ValueError, match='`losses.a` should have maps, or as many tokens'):
         model(*tiny_zoo.batch(model), mode='loss')
+
+
+def test_scores_of_guided_anchors_weigh_the_features_of_a_batch(tmp_path):
+    """In eval mode such a head looks at one image only, and on GPUs only."""
+    cfgs = [{'_scope_': 'mmdet', **tiny_dense.guided(channels)} for channels in (8, 16)]
+    losses = dict(f=feature('neck.0', weight_by='teacher_score'))
+    model = distilled(cfgs[0], saved(tmp_path, cfgs[1]), losses)
+    found = model(*tiny_det.batch(model), mode='loss')
+    assert found['loss_f'] > 0
+    assert not any(module.training for module in model.distillation.teacher.modules())

@@ -9,9 +9,17 @@ C = 4
 SIZES = ((3, 5), (2, 2), (1, 1))
 
 
+def per_level(priors):
+    return priors if isinstance(priors, tuple) else (priors,) * len(SIZES)
+
+
 def levels(images, priors, seed, dtype=torch.float64, channels_last=False):
     generator = torch.Generator().manual_seed(seed)
-    maps = [torch.randn(images, priors * C, *size, generator=generator) for size in SIZES]
+    counts = per_level(priors)
+    maps = [
+        torch.randn(images, count * C, *size, generator=generator)
+        for count, size in zip(counts, SIZES, strict=True)
+    ]
     if channels_last:
         maps = [x.contiguous(memory_format=torch.channels_last) for x in maps]
     return [x.to(dtype).requires_grad_(seed == 0) for x in maps]
@@ -29,7 +37,7 @@ def in_one(maps):
 
 def setting(images=2, priors=3, **kwargs):
     student, teacher = (levels(images, priors, seed, **kwargs) for seed in (0, 1))
-    count = priors * sum(h * w for h, w in SIZES)
+    count = sum(n * h * w for n, (h, w) in zip(per_level(priors), SIZES, strict=True))
     generator = torch.Generator().manual_seed(2)
     target = torch.randint(0, C + 1, (images, count), generator=generator)
     target[torch.rand(images, count, generator=generator) < 0.2] = -1
@@ -51,7 +59,7 @@ def setting(images=2, priors=3, **kwargs):
 
 
 @pytest.mark.parametrize('channels_last', [False, True])
-@pytest.mark.parametrize(('images', 'priors'), [(1, 1), (2, 1), (1, 3), (3, 2)])
+@pytest.mark.parametrize(('images', 'priors'), [(1, 1), (2, 1), (1, 3), (3, 2), (2, (2, 3, 1))])
 @pytest.mark.parametrize('units', [1, 2, 7, 16, 31, 10**6])
 def test_levels_give_what_one_tensor_gives(images, priors, units, channels_last):
     student, teacher, target, options = setting(images, priors, channels_last=channels_last)

@@ -1,6 +1,5 @@
 """Pictures of label, student and teacher while validating."""
 
-import json
 import random
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
@@ -20,110 +18,16 @@ from mmengine.visualization import Visualizer
 
 from mmdistill_ext.hooks.box_comparison_hook import (
     BoxComparisonHook,
-    check_label_order,
+    check_samples,
     predict_as_teacher,
 )
 from mmdistill_ext.visualization.boxes import GAP
 from tests import tiny_det, tiny_seg
 from tests.runs import assert_identical
+from tests.tiny_boxes import BOXES, META, SIZES, config
 
-SIZES = ((120, 160), (96, 128), (120, 160), (160, 120))  # the second one's picture is smaller
-BOXES = [[[20, 30, 60, 50], [90, 60, 40, 40]], [[30, 20, 50, 40]], [], [[10, 60, 70, 60]]]
-META = dict(classes=tiny_det.CLASSES, palette=[(0, 114, 178), (213, 94, 0), (0, 158, 115)])
 SCORE_THR = 0.5
 PANELS = ('label', 'student', 'teacher')
-
-
-def write_data(root: Path) -> None:
-    """Write four images in COCO's layout; boxes as x, y, width, height; the third has none."""
-    rng = np.random.default_rng(0)
-    (root / 'img').mkdir(parents=True)
-    images, boxes = [], []
-    for i, (height, width) in enumerate(SIZES):
-        picture = rng.integers(100, 156, (height, width, 3), np.uint8)
-        cv2.imwrite(str(root / f'img/cells{i}.png'), picture)
-        images.append(dict(id=i, file_name=f'cells{i}.png', width=width, height=height))
-        for j, box in enumerate(BOXES[i]):
-            known = dict(id=len(boxes), image_id=i, category_id=j + 1, iscrowd=0)
-            x, y, w, h = box
-            outline = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-            boxes.append(dict(known, bbox=box, area=w * h, segmentation=outline))
-    categories = [dict(id=i + 1, name=name) for i, name in enumerate(tiny_det.CLASSES)]
-    content = dict(images=images, annotations=boxes, categories=categories)
-    (root / 'ann.json').write_text(json.dumps(content))
-
-
-def retina(channels: int) -> dict:
-    """Return a detector that finds a few boxes."""
-    cfg = tiny_det.retina(channels)
-    return dict(cfg, test_cfg=dict(cfg['test_cfg'], max_per_img=5))
-
-
-def loader(root: Path, training: bool) -> dict:
-    """Return a loader of two images; they are shown to the models at half their size."""
-    steps = [
-        dict(type='LoadImageFromFile'),
-        dict(type='Resize', scale_factor=0.5, keep_ratio=True),
-        dict(type='LoadAnnotations', with_bbox=True),
-        dict(type='PackDetInputs'),
-    ]
-    if training:
-        steps[1:3] = steps[2:0:-1]
-    return dict(
-        batch_size=2,
-        num_workers=0,
-        sampler=dict(type='DefaultSampler', shuffle=training),
-        dataset=dict(
-            type='CocoDataset',
-            data_root=str(root),
-            ann_file='ann.json',
-            data_prefix=dict(img='img/'),
-            metainfo=META,
-            pipeline=steps,
-            test_mode=not training,
-        ),
-    )
-
-
-def config(root: Path, hook: dict | None) -> Config:
-    """Return a run of two iterations with a validation after each."""
-    if not root.exists():
-        write_data(root)
-        tiny_det.save_weights(root / 'teacher.pth', retina(16), seed=3)
-        tiny_det.save_weights(root / 'student.pth', retina(8), seed=7)
-    evaluator = dict(type='CocoMetric', ann_file=str(root / 'ann.json'), metric='bbox')
-    model = dict(
-        type='mmdistill_ext.TeacherStudentDistiller',
-        student=retina(8),
-        teacher=dict(model=retina(16), checkpoint=str(root / 'teacher.pth')),
-        losses=dict(sel=dict(type='SelectiveLoss', average='positive')),
-    )
-    return Config(
-        dict(
-            default_scope='mmdet',
-            custom_imports=dict(imports=['mmdistill_ext'], allow_failed_imports=False),
-            model=model,
-            train_dataloader=loader(root, training=True),
-            val_dataloader=loader(root, training=False),
-            val_evaluator=evaluator,
-            train_cfg=dict(type='IterBasedTrainLoop', max_iters=2, val_interval=1),
-            val_cfg=dict(type='ValLoop'),
-            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.001)),
-            default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2)),
-            custom_hooks=[]
-            if hook is None
-            else [{'type': 'mmdistill_ext.BoxComparisonHook', **hook}],
-            visualizer=dict(
-                type='DetLocalVisualizer',
-                vis_backends=[dict(type='LocalVisBackend')],
-                name='visualizer',
-            ),
-            log_processor=dict(by_epoch=False),
-            load_from=str(root / 'student.pth'),
-            work_dir=str(root.parent / 'work'),
-            randomness=dict(seed=0),
-        )
-    )
 
 
 def build_runner(root: Path, hook: dict | None = None, **options: object) -> Runner:
@@ -273,7 +177,7 @@ def test_teacher_runs_for_batches_with_an_image_to_draw_only(tmp_path, arguments
     runner = build_runner(tmp_path / 'data', arguments)
     teachers = Teachers(runner.model)
     runner.train()
-    assert teachers.calls == [(False, False)] * calls * 2
+    assert teachers.calls == [(False, False)] * (calls * 2 + 1)  # once before the start
     assert written(runner) == [f'iter_{n}/{name}.png' for n in (1, 2) for name in names]
 
 
@@ -342,11 +246,11 @@ def test_teacher_without_a_preprocessor_gets_the_students_input(tmp_path: Path):
     ('arguments', 'message'),
     [
         (dict(interval=0), r'interval` should be an integer >= 1\. Found 0'),
-        (dict(interval=1.5), r'BoxComparisonHook\.interval` should be an integer\. Found 1\.5'),
+        (dict(interval=1.5), r'interval` should be an integer\. Found 1\.5'),
         (dict(max_images=0), r'max_images` should be an integer >= 1\. Found 0'),
         (dict(score_thr=1.5), r'score_thr` should be in \[0, 1\]\. Found 1\.5'),
         (dict(score_thr=float('nan')), r'score_thr` should be in \[0, 1\]\. Found nan'),
-        (dict(score_thr=None), r'BoxComparisonHook\.score_thr` should be a number\. Found None'),
+        (dict(score_thr=None), r'score_thr` should be a number\. Found None'),
     ],
 )
 def test_arguments_are_checked(arguments: dict, message: str):
@@ -384,7 +288,7 @@ def test_labels_that_are_resized_are_refused(tmp_path: Path):
     """They would be drawn in the wrong place: predictions are of the original image's size."""
     runner = build_runner(tmp_path / 'data', dict())
     steps = runner.val_dataloader.dataset.pipeline.transforms
-    check_label_order(steps)
+    check_samples(runner.val_dataloader.dataset)
     steps[1:3] = steps[2:0:-1]
     with pytest.raises(ValueError, match=r'after Resize.*LoadAnnotations.*Resize'):
         runner.train()

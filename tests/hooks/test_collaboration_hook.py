@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,13 +15,13 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch.utils.data import ConcatDataset
 
-from mmdistill_ext.hooks import CollaborationHook
+from mmdistill_ext.hooks import CollaborationHook, collaboration_hook
 from mmdistill_ext.hooks.collaboration_hook import check_views
 from mmdistill_ext.policies.second_predictions import general, validation_weighted
 from mmdistill_ext.transforms import MakeViews
 from tests import tiny_seg
 from tests.runs import assert_identical, logged, state_of, train
-from tests.tiny_collaboration import SECONDS, config, networks_of
+from tests.tiny_collaboration import SECONDS, add_views, config, networks_of
 
 VALIDATION = ('val_dataloader', 'val_evaluator', 'val_cfg')
 
@@ -139,12 +140,40 @@ def test_batches_are_counted(batches):
         CollaborationHook(batches=batches)
 
 
-@pytest.mark.parametrize('names', [['b', 'a'], ['a', 'c'], ['a', 'b', 'c']])
+@pytest.mark.parametrize('names', [['a', 'c'], ['a', 'b', 'c']])
 def test_views_of_other_networks_are_refused_at_the_start(root, tmp_path, names):
     cfg = config(root, tmp_path, SECONDS['MinLoss'])
-    views = dict(type='mmdistill_ext.MakeViews', views={name: [] for name in names})
-    cfg.train_dataloader.dataset.pipeline.insert(2, views)
-    message = rf"`MakeViews\.views` should be.*\['a', 'b'\]\. Found \['{names[0]}'"
+    add_views(cfg.train_dataloader.dataset.pipeline, {name: [] for name in names})
+    message = rf"`MakeViews\.views` should be.*\['a', 'b'\]\. Found \['a', '{names[1]}'"
+    with pytest.raises(ValueError, match=message):
+        train(cfg)
+
+
+@pytest.mark.parametrize(
+    ('hook', 'message'),
+    [
+        (
+            dict(
+                type='mmdet.PipelineSwitchHook',
+                switch_epoch=1,
+                switch_pipeline=[
+                    dict(
+                        type='mmdistill_ext.MakeViews',
+                        views=dict(a=[], c=[]),
+                        pack=dict(type='PackSegInputs'),
+                    )
+                ],
+            ),
+            r"`MakeViews\.views` should be.*\['a', 'b'\]\. Found \['a', 'c'\]",
+        ),
+        (dict(type='mmdet.YOLOXModeSwitchHook'), r'`custom_hooks`.*YOLOXModeSwitchHook.*Found one'),
+    ],
+    ids=['views of others', 'head of one'],
+)
+def test_hooks_that_change_the_data_late_are_checked_at_the_start(root, tmp_path, hook, message):
+    cfg = config(root, tmp_path, SECONDS['MinLoss'])
+    cfg.custom_hooks.append(hook)
+    import_module('mmdet.engine.hooks')
     with pytest.raises(ValueError, match=message):
         train(cfg)
 
@@ -165,7 +194,7 @@ def test_views_are_found_inside_of_data_sets_that_wrap_others():
     def repeat(dataset):
         return SimpleNamespace(dataset=dataset, times=2)
 
-    wrong = MakeViews(dict(b=[], a=[]))
+    wrong = MakeViews(dict(b=[], c=[]), pack=dict)
     plain, mixed = Pictures([]), Pictures([wrong], Pictures([]))
     for dataset in (
         Pictures([wrong]),
@@ -174,10 +203,33 @@ def test_views_are_found_inside_of_data_sets_that_wrap_others():
         repeat(mixed),
         ConcatDataset([plain, Pictures([wrong])]),
     ):
-        with pytest.raises(ValueError, match=r"in order: \['a', 'b'\]\. Found \['b', 'a'\]"):
+        with pytest.raises(ValueError, match=r"`students`: \['a', 'b'\]\. Found \['b', 'c'\]"):
             check_views(dataset, ['a', 'b'])
-    check_views(repeat(mixed), ['b', 'a'])
+    check_views(repeat(mixed), ['c', 'b'])  # names decide, not their order
     check_views(ConcatDataset([plain, plain]), ['a', 'b'])
+    with pytest.raises(
+        ValueError, match=r'`train_dataloader\.dataset`.*all its data sets or of none'
+    ):
+        check_views(ConcatDataset([plain, mixed]), ['b', 'c'])
+
+
+SWITCHED = dict(type='mmdistill_ext.MakeViews', views=dict(c=[], b=[]), pack=dict)
+
+
+@pytest.mark.parametrize(
+    'switched', [SWITCHED, {**SWITCHED, 'type': MakeViews}, MakeViews(dict(b=[], c=[]), pack=dict)]
+)
+def test_views_of_a_pipeline_that_comes_later_are_checked_too(switched, monkeypatch):
+    said = []
+    monkeypatch.setattr(collaboration_hook, 'print_log', lambda text, *_: said.append(text))
+    dataset = Pictures([MakeViews(dict(b=[], c=[]), pack=dict)])
+    check_views(dataset, ['b', 'c'], [[dict(type='Resize'), switched]])
+    check_views(Pictures([]), ['b', 'c'], [[]])
+    assert not said
+    with pytest.raises(ValueError, match=r"\['a', 'b'\]\. Found \['b', 'c'\]"):
+        check_views(Pictures([]), ['a', 'b'], [[switched]])
+    check_views(dataset, ['b', 'c'], [[dict(type='Resize')]])
+    assert 'all networks see the same image' in said[0]
 
 
 def test_weights_grow_with_the_metric_and_stay_without(root, tmp_path, said):

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mmdistill_ext.hooks.contrast_mask_hook import ContrastMaskHook
 from mmdistill_ext.visualization.contrast import contrast_overlay
-from tests import tiny_seg
+from tests import tiny_boxes, tiny_det, tiny_seg
 
 
 def build_runner(root: Path, **hook: object) -> Runner:
@@ -60,6 +60,25 @@ def test_a_run_shows_its_own_comparisons(tmp_path: Path):
     events.Reload()
     assert events.Tags()['images'] == ['contrast_sel_0', 'contrast_sel_1']
     assert [event.step for event in events.Images('contrast_sel_0')] == [2]
+
+
+@pytest.mark.parametrize('size', [32, 160])
+def test_batches_that_are_resized_give_masks_of_the_images(tmp_path: Path, size: int):
+    """mmdet's YOLOX configs draw a size for the batches that come next."""
+    tiny_seg.forget_runs()
+    cfg = tiny_boxes.config(tmp_path / 'data', None)
+    resize = dict(type='BatchSyncRandomResize', random_size_range=(size, size), interval=1)
+    cfg.model.student.data_preprocessor.batch_augments = [resize]
+    cfg.custom_hooks = [dict(type='mmdistill_ext.ContrastMaskHook', interval=2)]
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    folder = Path(runner.log_dir, 'vis_data/contrast_masks/iter_2/sel')
+    written = {path.name: cv2.imread(str(path), 0) for path in folder.glob('*.png')}
+    assert len(written) == 2 * len(tiny_det.STRIDES)
+    for name, mask in written.items():
+        place = int(name.partition('cells')[2][0])
+        assert mask.shape == tuple(side // 2 for side in tiny_boxes.SIZES[place])
 
 
 @pytest.mark.parametrize('losses', [['sel', 'at'], ['at']])

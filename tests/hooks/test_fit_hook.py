@@ -53,6 +53,36 @@ def test_impossible_values(arguments, message):
         FitHook(**arguments)
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(interval=1), r'`FitHook.interval` should .* \(FIT-2\). Found 1 iteration of 1 image'),
+        (dict(interval=4, window=1), r'`FitHook.window` should .* Found 1 iteration of 1 image'),
+        (dict(interval=4, begin=3), r'`FitHook.interval` .* of 1 image .*, at iteration 4'),
+        (dict(interval=2, batches=1), r'`FitHook.batches` .*Found batches=1, 1 images .*val'),
+    ],
+)
+def test_a_mean_over_one_image_is_refused(cfg, arguments, message):
+    """FIT-2: M, N > 1."""
+    cfg.train_dataloader.batch_size = 1
+    cfg.custom_hooks[0].update(arguments)
+    with pytest.raises(ValueError, match=message):
+        history(cfg)
+
+
+def test_data_of_one_image_are_refused(cfg):
+    cfg.val_dataloader.dataset.indices = [0]
+    with pytest.raises(ValueError, match=r'`FitHook.batches` .*, 2 images .*, of which .* 1'):
+        history(cfg)
+
+
+@pytest.mark.parametrize('arguments', [dict(interval=2), dict(interval=1, measure_train=True)])
+def test_a_mean_over_two_images_is_one(cfg, arguments):
+    cfg.train_dataloader.batch_size = 1
+    cfg.custom_hooks[0].update(arguments)
+    assert all('error' in row for row in history(cfg))
+
+
 def test_no_validation_data(cfg):
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     with pytest.raises(ValueError, match=r'`val_dataloader` should be the config of a loader with'):

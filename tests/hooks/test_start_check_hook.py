@@ -6,7 +6,13 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
-from mmdistill_ext.hooks.start_check_hook import StartCheckHook, check_class_order, check_floor
+from mmdistill_ext.distillers.teacher_student import build_teacher_student
+from mmdistill_ext.hooks.start_check_hook import (
+    StartCheckHook,
+    check_class_order,
+    check_floor,
+    label_range,
+)
 from tests import tiny_seg
 
 
@@ -42,6 +48,17 @@ def test_label_outside_the_classes_names_file_and_value(run):
     cv2.imwrite(str(path), np.full((24, 36), 5, np.uint8))
     with pytest.raises(ValueError, match=r'\[0, 3\) or 255.*Found \[5\] in .*ann/train/2.png'):
         run(check_labels=4)
+
+
+@pytest.mark.parametrize('losses', [dict(type='KDLoss'), dict(type='CWDLoss', tap='decode_head')])
+@pytest.mark.parametrize('ignored', [255, None])
+def test_a_binary_head_has_labels_0_and_1(losses, ignored):
+    loss = dict(type='CrossEntropyLoss', use_sigmoid=True)
+    cfg = tiny_seg.model(8, num_classes=1)
+    cfg['decode_head'].update(loss_decode=loss, ignore_index=ignored)
+    cfg = {'_scope_': 'mmseg', **cfg}
+    model = build_teacher_student(cfg, dict(model=cfg, pretrained=True), dict(a=losses))
+    assert label_range(model) == (2, ignored or -1)
 
 
 def test_teacher_below_the_floor_is_refused(run):

@@ -20,6 +20,7 @@ from tests.tiny_collaboration import (
     PER_NETWORK,
     SECONDS,
     VIEWS,
+    add_views,
     config,
     detectors,
     networks_of,
@@ -32,7 +33,7 @@ def run(root, tmp_path_factory):
     """A whole run by the tool, with everything that several networks can have."""
     folder = tmp_path_factory.mktemp('run')
     cfg = config(root, folder / 'work', SECONDS['ValidationWeighted'], iterations=6)
-    cfg.train_dataloader.dataset.pipeline.insert(2, VIEWS)
+    add_views(cfg.train_dataloader.dataset.pipeline, VIEWS)
     cfg.optim_wrapper = PER_NETWORK
     cfg.param_scheduler = dict(
         a=[dict(type='PolyLR', power=0.9, by_epoch=False, end=6)],

@@ -11,7 +11,11 @@ from mmengine.runner import Runner
 
 from mmdistill_ext import cli
 from mmdistill_ext.distillers.build import build_model
-from tests import forked_runs, tiny_seg
+from tests import (
+    forked_runs,
+    tiny_seg,
+    users_own,  # noqa: F401  (registers them)
+)
 from tests.runs import ROOT, assert_identical, last, plain_config, run_tool, state_of
 
 LOSSES = dict(

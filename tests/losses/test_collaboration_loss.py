@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -71,17 +73,19 @@ def test_anchors_are_averaged_over_the_positive_ones():
     torch.testing.assert_close(losses[f'{ENSEMBLE}/loss'], each[units.labels >= 0].sum() / 3)
 
 
-def test_boxes_are_averaged_as_the_classes_are():
-    units = anchors(3)
+@pytest.mark.parametrize('count', [3, 5])
+def test_boxes_are_averaged_over_the_boxes(count):
+    """A head may train more boxes than units with a class."""
+    units = dataclasses.replace(anchors(3), boxes=boxes(count))
     term = JointBoxTerm(weight=0.5)
     losses = make(spec=ANCHORS, box=term, second_weight=0.25)(units, 2.0, WEIGHTS)
     second, pulls = term(units.boxes, None)
-    torch.testing.assert_close(losses[f'{ENSEMBLE}/loss_box'], 0.25 * 0.5 * second / 3)
+    torch.testing.assert_close(losses[f'{ENSEMBLE}/loss_box'], 0.25 * 0.5 * second / count)
     for name, pull in zip(NAMES, pulls, strict=True):
-        torch.testing.assert_close(losses[f'{name}/loss_kl_box'], 2.0 * 0.5 * pull / 3)
+        torch.testing.assert_close(losses[f'{name}/loss_kl_box'], 2.0 * 0.5 * pull / count)
     weighted = make(General(), ANCHORS, box=term)(units, 1.0, WEIGHTS)
     second, _ = term(units.boxes, WEIGHTS)
-    torch.testing.assert_close(weighted[f'{ENSEMBLE}/loss_box'], 0.5 * second / 3)
+    torch.testing.assert_close(weighted[f'{ENSEMBLE}/loss_box'], 0.5 * second / count)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,24 @@ def test_boxes_are_averaged_as_the_classes_are():
 def test_a_part_without_a_factor_is_left_out(second_weight, weight, expected):
     loss = make(spec=ANCHORS, box=JointBoxTerm(), second_weight=second_weight)
     assert list(loss(anchors(), weight, WEIGHTS)) == expected
+
+
+@pytest.mark.parametrize('weights', [None, WEIGHTS], ids=['best', 'mean'])
+@pytest.mark.parametrize('distance', ['iou', 'l1'])
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), 1e25])
+def test_a_box_that_overflows_spoils_no_other(weights, distance, bad):
+    """The networks' own boxes are pulled where the second box is one."""
+    boxes, term = anchors(3).boxes, JointBoxTerm(distance=distance)
+    networks = [x.detach().clone() for x in boxes.networks]
+    networks[0][0] = bad
+    networks = tuple(x.requires_grad_() for x in networks)
+    second, pulls = term(dataclasses.replace(boxes, networks=networks), weights)
+    (second + sum(pulls)).backward()
+    assert second.isfinite()
+    assert all(pull.isfinite() for pull in pulls)
+    assert all(x.grad.isfinite().all() for x in networks)
+    assert not networks[0].grad[0].any()
+    assert all(x.grad[1:].any() for x in networks)
 
 
 def test_without_anything_to_learn_from_it_is_0():

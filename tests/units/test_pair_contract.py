@@ -13,7 +13,7 @@ from mmdistill_ext.distillers.schedule import Schedule
 from mmdistill_ext.distillers.teacher_student import build_teacher_student
 from mmdistill_ext.isolation import eval_mode, isolated_rng
 from mmdistill_ext.taps import wrapped
-from tests import tiny_det, tiny_zoo
+from tests import tiny_dense, tiny_det, tiny_heads, tiny_zoo
 from tests.tiny_zoo import plain
 
 KD = dict(type='KDLoss', average='positive', box=dict(distance='iou', weight=0.5))
@@ -33,10 +33,12 @@ class Case:
 
     Args:
         name: In the zoo of tiny detectors.
-        kind: ``'dense'``, ``'roi'`` or ``'query'``.
+        kind: ``'dense'``, ``'head'`` (dense too, with another sort of head), ``'roi'`` or
+            ``'query'``.
         losses: The distiller's.
         own: Prefix of a pair -> names of its head's own losses; None for all of the model.
-        fit: How FIT splits, so that some units are simple.
+        fit: How FIT splits, so that some units are simple; None where the head's loss cannot be
+            split.
         parts: Modules that the terms teach.
     """
 
@@ -44,7 +46,7 @@ class Case:
     kind: str
     losses: dict
     own: dict
-    fit: dict
+    fit: dict | None
     parts: tuple
     main: str = 'bbox'  # prefix of the pair that the student predicts with
     seeds: tuple = (12, 11)
@@ -53,10 +55,14 @@ class Case:
 
     def build(self, folder, same):
         seeds = self.seeds[1:] * 2 if same else self.seeds
+        if self.kind == 'head':
+            make = tiny_heads.HEADS[self.name]
+            cfgs = make(), make(8 if same else 16)
+            return tiny_heads.distil(folder, *cfgs, self.losses, seeds)
         if self.kind != 'dense':
             return tiny_zoo.distil(folder, self.name, self.losses, seeds=seeds)
-        cfg = tiny_det.FAMILIES[self.name]()
-        teacher = tiny_det.FAMILIES[self.name](8 if same else 16)
+        family = {**tiny_det.FAMILIES, **tiny_dense.FAMILIES}[self.name]
+        cfg, teacher = family(), family(8 if same else 16)
         path = tiny_det.save_weights(folder / 'teacher.pth', teacher, seeds[1])
         model = build_teacher_student(cfg, dict(model=teacher, checkpoint=path), self.losses)
         model.load_state_dict(tiny_det.build(cfg, seeds[0]).state_dict())
@@ -65,10 +71,11 @@ class Case:
     def raw(self):
         return tiny_zoo.raw() if self.kind == 'roi' else tiny_det.raw()
 
-    def batch(self, model):
-        if self.kind == 'query':
+    def batch(self, model, boxes=True):
+        if self.kind == 'query' and boxes:
             return tiny_zoo.crowd(model)
-        return (tiny_zoo if self.kind == 'roi' else tiny_det).batch(model)
+        sources = dict(dense=tiny_det, head=tiny_heads)
+        return sources.get(self.kind, tiny_zoo).batch(model, boxes)
 
     def is_ours(self, key):
         """Whether an entry of the log is a term's."""
@@ -90,6 +97,26 @@ def dense(name):
         dict(bbox=None),
         dict(iou=0.2, score=0.5),
         ('backbone', 'neck', 'bbox_head'),
+        seeds=(0, 1),
+        atol=1e-5,
+    )
+
+
+def head(name):
+    own = dict(condinst=[*BOXES, 'loss_centerness'], boxinst=[*BOXES, 'loss_centerness'])
+    own |= dict(yolact=BOXES)
+    splits = name in ('yolov3', 'rtmdet_ins', 'condinst', 'boxinst')
+    boxless = name in tiny_heads.WITHOUT_BOXES
+    losses = {key: dict(TERMS[key], box=None) for key in ('kd', 'sel')} if boxless else TERMS
+    main, part = ('mask', 'mask_head') if name in tiny_heads.MASKED else ('bbox', 'bbox_head')
+    return Case(
+        name,
+        'head',
+        losses,
+        {main: own.get(name)},
+        dict(iou=0.2, score=0.5) if splits else None,
+        ('backbone', 'neck', part),
+        main=main,
         seeds=(0, 1),
         atol=1e-5,
     )
@@ -131,9 +158,14 @@ ROI = [
     ),
 ]
 QUERY = [query(name) for name in tiny_zoo.QUERY]
-CASES = [*DENSE, *ROI, *QUERY]
+FURTHER = [dense(name) for name in tiny_dense.FAMILIES if name not in tiny_dense.VARIANTS]
+HEADS = [head(name) for name in tiny_heads.HEADS]
+WHOLE = [case for case in FURTHER if case.name in tiny_dense.WHOLE]  # FIT refuses these
+CASES = [*DENSE, *FURTHER, *HEADS, *ROI, *QUERY]
+SPLIT = [case for case in CASES if case not in WHOLE and case.fit is not None]
 ZOO = [*ROI, *QUERY]
-SPLITS = pytest.mark.parametrize('by', ['unit', 'image'])
+SPLIT_BY = ('unit', 'image')
+SPLITS = pytest.mark.parametrize('by', SPLIT_BY)
 
 
 def over(cases):
@@ -150,6 +182,7 @@ def models(tmp_path_factory):
         if key not in made:
             made[key] = case.build(folder, same)
         made[key].distillation.fit = None
+        tiny_zoo.forget(made[key])
         return made[key]
 
     return get
@@ -157,8 +190,8 @@ def models(tmp_path_factory):
 
 def fit(case, model, by, c):
     """Let the model split by the teacher; None for not at all."""
-    rule = dict(case.fit)
-    if case.kind == 'dense' and by == 'image':
+    rule = dict(case.fit or {})
+    if case.kind in ('dense', 'head') and by == 'image':
         rule['score'] = 0.999  # then nothing is seen in the image without objects
     return tiny_zoo.set_fit(model, by, c, **rule)
 
@@ -191,12 +224,15 @@ def test_losses_are_the_sums_of_the_definition(case, models):
             assert found.logged[key] == pytest.approx(expected, rel=1e-3)
         else:
             expected = tiny_zoo.reference(units, selective, joint)
-            wins, objects = expected['wins'], len(units.boxes.target)
-            assert objects > 0
-            weight = term.schedule.weight / objects
-            got = found.logged[key], found.logged[f'{key}_box']
-            assert got[0] == pytest.approx(weight * expected['classes'], rel=1e-3, abs=1e-6)
-            assert got[1] == pytest.approx(weight * expected['boxes'] / 2, rel=1e-3, abs=1e-6)
+            wins = expected['wins']
+            positive = ((units.labels >= 0) & (units.labels < term.pair.num_classes)).sum().item()
+            assert positive > 0
+            weight = term.schedule.weight
+            got = weight * expected['classes'] / positive
+            assert found.logged[key] == pytest.approx(got, rel=1e-3, abs=1e-6)
+            if units.boxes:
+                got = weight * expected['boxes'] / len(units.boxes.target) / 2
+                assert found.logged[f'{key}_box'] == pytest.approx(got, rel=1e-3, abs=1e-6)
         counts, valid = term.loss.records.pop_counts(), units.labels != -1
         assert torch.equal(counts[0], torch.bincount(units.labels[valid], minlength=classes))
         if selective:
@@ -236,7 +272,7 @@ def test_the_students_own_losses_and_draws_are_untouched(case, models):
     named = set()
     for term in model.distillation.terms:
         key = f'{term.pair.prefix}.loss_{term.name}'
-        named |= {key} if 'mask' in term.name else {key, f'{key}_box'}
+        named |= {key, f'{key}_box'} if term.loss.box else {key}
         if 'kd' not in term.name:
             named.add(f'{term.pair.prefix}.teacher_better')
     assert added == named
@@ -245,7 +281,7 @@ def test_the_students_own_losses_and_draws_are_untouched(case, models):
     assert found.logged['loss'] == pytest.approx(total, rel=1e-5)
 
 
-@over(ZOO)
+@over([*FURTHER, *ZOO])
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(case, models):
     """DINO's queries see the denoising ones while they train, behind a mask."""
     model = models(case, same=True)
@@ -263,12 +299,14 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(case, models):
         loss.records.pop_counts()
 
 
-@pytest.mark.parametrize('by', [None, 'unit', 'image'])
-@over(CASES)
+@pytest.mark.parametrize(
+    ('case', 'by'),
+    [*((case, None) for case in CASES), *((case, by) for by in SPLIT_BY for case in SPLIT)],
+    ids=lambda value: f'{value.kind}-{value.name}' if isinstance(value, Case) else str(value),
+)
 def test_a_batch_without_any_object_is_finite(case, by, models):
     model = fit(case, models(case), by, 0.5)
-    batch = tiny_det.batch if case.kind == 'dense' else tiny_zoo.batch
-    found = tiny_zoo.step(model, batch(model, boxes=False))
+    found = tiny_zoo.step(model, case.batch(model, boxes=False))
     assert all(math.isfinite(value) for value in found.logged.values())
     assert all(g.isfinite().all() for g in found.gradients.values() if g is not None)
     for key, value in found.logged.items():
@@ -280,7 +318,7 @@ def test_a_batch_without_any_object_is_finite(case, by, models):
         assert all(found.logged[key] == 0 for key in ours)
         return
     prefix = next(iter(case.own))
-    name = 'kd' + prefix.removeprefix('bbox_').replace('bbox', '')
+    name = 'kd' + prefix.removeprefix('bbox_').replace(case.main, '')
     taught = case.name != 'yolox'  # its background has no class
     assert (found.logged[f'{prefix}.loss_{name}'] > 0) == taught
 
@@ -300,7 +338,7 @@ def test_the_terms_alone_teach_the_student(case, models):
 
 
 @SPLITS
-@over(CASES)
+@over(SPLIT)
 def test_fit_is_linear_in_f_and_1_changes_no_bit(case, by, models):
     model = models(case)
     data = case.batch(model)
@@ -321,14 +359,10 @@ def test_fit_is_linear_in_f_and_1_changes_no_bit(case, by, models):
         )
     touched = {key for prefix in case.own for key in case.own_keys(prefix, without.logged)}
     for key, value in without.losses.items():
-        if case.is_ours(key):  # summed up in two parts
-            assert steps[1.0].logged[key] == pytest.approx(without.logged[key], rel=1e-5, abs=1e-6)
-            torch.testing.assert_close(steps[1.0].losses[key], value)
-            continue
         assert same(steps[1.0].losses[key], value), key
-        if key not in touched:
+        if key not in touched and not case.is_ours(key):
             assert same(steps[0.0].losses[key], value), key
-    assert steps[1.0].logged['loss'] == pytest.approx(without.logged['loss'], rel=1e-5)
+    assert steps[1.0].logged['loss'] == without.logged['loss']
     for c, found in steps.items():
         for prefix in case.own:
             keys = [key for key in found.logged if key.startswith(f'{prefix}.loss_')]
@@ -345,7 +379,7 @@ def test_fit_is_linear_in_f_and_1_changes_no_bit(case, by, models):
 
 
 @SPLITS
-@over(CASES)
+@over(SPLIT)
 def test_the_recorded_sums_are_the_heads_own_loss(case, by, models):
     """Of the head that the student predicts with, the weight of a cascade's stage included."""
     model = fit(case, models(case), by, 0.25)
@@ -438,7 +472,7 @@ def test_copies_of_the_student_do_as_it_does(case, models):
     data = case.batch(model)
     copied = copy.deepcopy(model)
     assert copied.distillation is model.distillation
-    for by in (None, 'unit', 'image'):
+    for by in (None, *(SPLIT_BY if case in SPLIT else ())):
         own = tiny_zoo.step(fit(case, model, by, 0.25), data)
         assert own.logged == tiny_zoo.step(copied, data).logged
     model.distillation.fit = None

@@ -1,8 +1,10 @@
 """Runs commands that depend on each other, some at a time, and remembers which are finished."""
 
+import ctypes
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +13,8 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 LIVE = ('Iter(train)', 'Iter(val)', 'Iter(test)')  # mmengine's lines that show progress
 
 
@@ -95,10 +99,15 @@ class Job:
         self.file = out / 'steps' / f'{step.slug}.json'
 
     def is_finished(self) -> bool:
-        """Whether the step's record is there and counts."""
-        if not self.file.is_file():
+        """Whether the step's record is there and counts; a damaged one does not."""
+        try:
+            self.record = dict(json.loads(self.file.read_text()))
+        except (OSError, ValueError, TypeError):
             return False
-        self.record = json.loads(self.file.read_text())
+        if not all(
+            isinstance(self.record.get(key), (int, float)) for key in ('seconds', 'started')
+        ):
+            return False
         same = all(self.record.get(key) == value for key, value in self.identity.items())
         if same:
             print(f'[{self.step.name}] finished before, in {self.record["seconds"]:.0f} s')
@@ -116,6 +125,7 @@ class Job:
             stderr=subprocess.STDOUT,
             text=True,
             errors='replace',
+            preexec_fn=_die_with_parent if LIBC else None,
         )
         self.reader = threading.Thread(target=self._follow)
         self.reader.start()
@@ -140,7 +150,9 @@ class Job:
                 f'  {shown(self.step.command)}\nThe end of {self.log}:\n{tail}'
             )
         self.record = dict(self.identity, started=self.started, seconds=seconds)
-        self.file.write_text(json.dumps(self.record, indent=2) + '\n')
+        part = self.file.with_suffix('.part')
+        part.write_text(json.dumps(self.record, indent=2) + '\n')
+        part.replace(self.file)
         print(f'[{self.step.name}] finished in {seconds:.0f} s', flush=True)
         return self.record
 
@@ -149,6 +161,11 @@ class Job:
         self.process.terminate()
         self.process.wait()
         self.reader.join()
+
+
+def _die_with_parent() -> None:
+    """Let the system end this process when the one that started it ends, even if it is killed."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def shown(command: list[str]) -> str:

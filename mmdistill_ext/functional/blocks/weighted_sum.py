@@ -36,6 +36,8 @@ class WeightedSum:
     ) -> None:
         self.reader, self.hard_weight = reader, hard_weight
         self.parts = torch.zeros((rows, 2), dtype=reader.dtype, device=reader.device)
+        # With F(x) = 1 the sum is formed as it is without a split, to the last bit (FIT-6).
+        self._whole = torch.zeros_like(self.parts) if hard_weight == 1 else None
         self._gradient = reader.new_gradient() if differentiate else None
 
     def add(
@@ -66,8 +68,12 @@ class WeightedSum:
                 weight = torch.where(simple, weight, weight * self.hard_weight)
             upstream = gradient_of_units(attached, logits, weight)
             self.reader.add_gradient(self._gradient, reading, upstream)
+        if simple is None or self._whole is not None:
+            whole = units.sum()
+            if self._whole is not None:
+                self._whole[row, 0] += whole
         if simple is None:
-            self.parts[row, 0] += units.sum()
+            self.parts[row, 0] += whole
         else:
             parts = (units.where(simple, 0).sum(), units.where(~simple, 0).sum())
             self.parts[row] += torch.stack(parts)
@@ -88,6 +94,8 @@ class WeightedSum:
     @property
     def total(self) -> Tensor:
         """``simple + hard_weight * hard``; a part of weight 0 is left out, whatever is in it."""
+        if self._whole is not None:
+            return self._whole.sum(0)[0]
         simple, hard = self.parts.sum(0)
         return simple + self.hard_weight * hard if self.hard_weight else simple
 

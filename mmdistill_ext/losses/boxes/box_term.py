@@ -9,7 +9,7 @@ from mmdistill_ext.arguments import check_arguments
 from mmdistill_ext.functional import unit_distillation, weigh_rows
 from mmdistill_ext.functional.checks import check_choice, check_factor, check_temperature, given
 from mmdistill_ext.units.base import Units
-from mmdistill_ext.units.boxes import Boxes, overlaps
+from mmdistill_ext.units.boxes import FARTHEST, FARTHEST_TARGET, Boxes, overlaps, within
 
 BOX_DISTANCES = ('iou', 'l1', 'distribution')
 
@@ -21,6 +21,10 @@ class BoxTerm(nn.Module):
     four absolute differences, in ``Boxes.scale`` (strides, sides of the RoI, sizes of the image).
     ``distribution``: ``T^2 KL`` between the distributions over the distances of a side, averaged
     over the sides, for heads that predict them (GFL; cf. LD, https://arxiv.org/abs/2102.12252).
+
+    A unit takes no part, in any of them, when the teacher's box is not finite or absurdly far away
+    (:data:`~mmdistill_ext.units.boxes.FARTHEST_TARGET`), or the student's box overflows
+    (:data:`~mmdistill_ext.units.boxes.FARTHEST`).
 
     Args:
         weight: Factor beside the classification's, >= 0.
@@ -52,17 +56,11 @@ class BoxTerm(nn.Module):
         Returns:
             ``(P,)``; exactly 0, with gradient 0, where not selected.
         """
-        if self.distance == 'iou':  # the gradient of GIoU explodes where there is no area
-            sides = boxes.teacher[..., 2:] - boxes.teacher[..., :2]
-            selected = selected & (sides >= 1).all(-1)
+        selected = selected & self._usable(boxes)
         chosen = selected.unsqueeze(-1)
         if self.distance == 'distribution':
             student, teacher = (
-                x.masked_fill(~chosen.unsqueeze(-1), 0).movedim(-1, 1)
-                for x in (
-                    given(boxes.student_distribution, 'student_distribution'),
-                    given(boxes.teacher_distribution, 'teacher_distribution'),
-                )
+                x.where(chosen.unsqueeze(-1), 0).movedim(-1, 1) for x in _distributions(boxes)
             )
             units = unit_distillation(student, teacher, 'kl', self.temperature).mean(-1)
         else:
@@ -74,6 +72,25 @@ class BoxTerm(nn.Module):
             else:
                 units = 1 - overlaps(student, teacher, 'giou')
         return units.where(selected, 0)
+
+    def _usable(self, boxes: Boxes) -> Tensor:
+        """Units whose boxes can be compared, ``(P,)`` bool."""
+        usable = within(boxes.teacher, FARTHEST_TARGET) & within(boxes.student, FARTHEST)
+        if self.distance == 'iou':  # the gradient of GIoU explodes where there is no area
+            sides = boxes.teacher[..., 2:] - boxes.teacher[..., :2]
+            usable = usable & (sides >= 1).all(-1)
+        if self.distance == 'distribution':
+            for logits in _distributions(boxes):
+                usable = usable & logits.detach().isfinite().flatten(1).all(1)
+        return usable
+
+
+def _distributions(boxes: Boxes) -> tuple[Tensor, Tensor]:
+    """Logits of student and teacher over the distances of the sides, ``(P, 4, n)`` each."""
+    return (
+        given(boxes.student_distribution, 'student_distribution'),
+        given(boxes.teacher_distribution, 'teacher_distribution'),
+    )
 
 
 def build_box_term(box: dict | None) -> BoxTerm | None:

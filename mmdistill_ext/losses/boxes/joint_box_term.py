@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmdistill_ext.functional.checks import check_choice
 from mmdistill_ext.losses.boxes.box_term import BoxTerm
-from mmdistill_ext.units.boxes import Boxes, overlaps
+from mmdistill_ext.units.boxes import FARTHEST_TARGET, Boxes, overlaps, within
 from mmdistill_ext.units.joint import JointBoxes
 
 DISTANCES = ('iou', 'l1')
@@ -18,7 +18,8 @@ class JointBoxTerm(nn.Module):
 
     The second box is the network's that overlaps the assigned box most, or the mean by the
     networks' weights. Its loss is ``1 - GIoU`` to the assigned box, with gradient to every network
-    that takes part; each network is pulled to the second box, which is constant then.
+    that takes part; each network is pulled to the second box, which is constant then. A unit whose
+    second box is not finite or absurdly far away takes no part.
 
     Args:
         weight: Factor beside the classification's, >= 0.
@@ -53,8 +54,8 @@ class JointBoxTerm(nn.Module):
         """
         stack = torch.stack([box.float() for box in boxes.networks])
         second = _best(stack, boxes.target) if weights is None else _mean(stack, weights)
-        loss = (1 - overlaps(second, boxes.target, 'giou')).sum()
-        every = torch.ones(len(second), dtype=torch.bool, device=second.device)
+        every = within(second, FARTHEST_TARGET)
+        loss = (1 - overlaps(second, boxes.target, 'giou')).where(every, 0).sum()
         pulls = tuple(
             self.pull(Boxes((), network, second.detach(), boxes.target, boxes.scale), every).sum()
             for network in stack

@@ -122,7 +122,7 @@ class PairLoss(DistillLoss):
         """
         ious = self._box_ious(units)
         result = self._run(units, ious)
-        total, positives, fit_sums = self._sums(result, units)
+        total, boxes, fit_sums = self._sums(result, units)
         self._keep(result, units, fit_sums)
         scale = weight * scale_of(total, self.average)
         losses = {'loss': scale * result.distill_sum, **self._shares(result)}
@@ -131,7 +131,7 @@ class PairLoss(DistillLoss):
         box_parts = None
         if self.box is not None:
             selected = self._select_boxes(units, result, ious)
-            box_scale = weight * self.box.weight * scale_of(positives, 'positive')
+            box_scale = weight * self.box.weight * scale_of(boxes, 'positive')
             losses['loss_box'], box_parts = box_loss(self.box, units, selected, box_scale)
         if units.split is not None:
             parts = self._parts(result, units, scale, box_parts)
@@ -155,11 +155,13 @@ class PairLoss(DistillLoss):
         )
 
     def _sums(self, result: BlockwiseResult, units: Units) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Denominator of the distillation, number of positives, and FIT's sums, of all ranks.
+        """Denominator of the distillation, number of boxes, and FIT's sums, of all ranks.
 
         One collective brings all of them (FIT-2).
         """
         sums = denominators(result, self.average, self.class_weight)
+        if units.boxes is not None:  # a head may train boxes of units that are background
+            sums[1] = len(units.boxes.scale)
         if units.split is not None and units.fused is not None:
             own_parts = given(result.own_parts, 'own_parts')
             gt = torch.stack((own_parts.sum(), own_weight(result, units.fused)))

@@ -13,9 +13,11 @@ from mmdistill_ext.units.dense.family import DENSE_FAMILIES, DenseFamily
 
 RULES = {
     'num_classes': 'the same `num_classes`',
+    'has_boxes': 'both boxes or both none',
     'sigmoid': 'both sigmoid or both softmax scores',
-    'priors_per_location': 'as many priors per location: heads with one (ATSS, GFL, FCOS, RTMDet, '
-    'YOLOX) pair among each other, RetinaNet with RetinaNet',
+    'priors_per_location': 'as many priors per location: heads with one (ATSS, FCOS, GFL, ...) '
+    'pair among each other, those with several (RetinaNet, FreeAnchor, ...) if their anchors are '
+    'the same',
 }
 """Attribute of a family -> what the error says when it differs."""
 
@@ -31,7 +33,8 @@ def find_family(model: nn.Module, path: str, key: str) -> DenseFamily:
     if family is None:
         raise ValueError(
             f'`{key}` should lead to one of {DENSE_FAMILIES}, or to a subclass with their target '
-            f"assignment and loss. Found '{path}', a {type(head).__name__}."
+            f"assignment and loss. Found '{path}', a {type(head).__name__}. A loss of features, "
+            "such as `dict(type='FeatureLoss', tap='neck')`, takes any head."
         )
     return family
 
@@ -53,7 +56,7 @@ def common_levels(heads: Mapping[str, DenseFamily], who: str, key: str) -> list[
         ValueError: The heads predict for different units; the message says why and what would fit.
     """
     (lead_name, lead), *others = heads.items()
-    if lead.needs_assigner and not hasattr(lead.head, 'assigner'):
+    if lead.needs_assigner and not hasattr(lead.head, lead.assigner):
         raise ValueError(
             f'The labels come from {lead_name}, which should have an assigner (`{key}`): its '
             'config needs `train_cfg`. Found none.'

@@ -10,7 +10,9 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.taps import Call, wrapped
+from mmdistill_ext.units.base import Painter
 from mmdistill_ext.units.painters import Level, Levels
 from mmdistill_ext.units.split.own_loss import OwnLoss
 
@@ -25,6 +27,8 @@ class Assigned(NamedTuple):
     valid: Tensor  # (B, N) bool, the head's loss counts the unit
     targets: Tensor  # (B, N, 4), box targets as the head encodes them; undefined for background
     classified: Tensor  # (B, N) bool, the head's loss trains the unit's class
+    boxed: Tensor | None = None
+    """(B, N) bool, the head's loss trains the unit's box; by default that of units with a class."""
 
 
 class DenseFamily:
@@ -43,11 +47,18 @@ class DenseFamily:
     head: BaseModule
     head_type: type[nn.Module]
     """Class of the heads; set by :meth:`DenseFamilies.register`."""
-    loss_methods = ('get_targets', '_get_targets_single', 'loss_by_feat', 'loss_by_feat_single')
+    loss_methods: tuple[str, ...] = (
+        'get_targets',
+        '_get_targets_single',
+        'loss_by_feat',
+        'loss_by_feat_single',
+    )
     """Methods that a subclass of :attr:`head_type` must not override: its targets or its loss would
     be read wrongly."""
     targets = 'get_targets'
     """Method of the head that assigns the targets, and is tapped."""
+    more_targets: tuple[str, ...] = ()
+    """Further methods of the head that take part in it, and are tapped."""
     labels_at = 0
     """Index of the labels in the return value of :attr:`targets`; weights and boxes follow."""
     targets_are_boxes = False
@@ -56,11 +67,35 @@ class DenseFamily:
     """Background units train the classifier."""
     needs_assigner = True
     """A head without ``train_cfg.assigner`` cannot assign targets."""
+    scores_at = 0
+    """Index of the maps with the class logits in what ``forward`` returns."""
+    assigner = 'assigner'
+    """Attribute of the head that assigns targets, if :attr:`needs_assigner`."""
+    has_boxes = True
+    """The head predicts boxes; otherwise classes alone are compared."""
+    unsplit: str | None = None
+    """Why the head's own loss cannot be split (FIT-4), as a clause; None where it can."""
+    teacher_trains = False
+    """As a teacher the head computes as in training: in eval mode it gives no logits."""
     all_rows: tuple[str, ...] = ('loss_cls',)
     """Loss modules with a row for every unit; the others have rows for positive units only."""
+    row_order: str = 'by_level'
+    """How the loss modules get their rows: ``'by_level'``, one call per level in
+    ``loss_by_feat_single``; in one call ``'level_first'``, level after level with one image after
+    the other, or ``'image_first'``, image after image with one level after the other."""
 
     def __init__(self, head: BaseModule) -> None:
         self.head = head
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Methods of the head that assign its targets."""
+        return (self.targets, *self.more_targets)
+
+    @property
+    def prior_generator(self) -> Any:
+        """Generator of the points or anchors that the units stand for."""
+        return self.head.prior_generator
 
     @property
     def num_classes(self) -> int:
@@ -90,17 +125,38 @@ class DenseFamily:
     @property
     def strides(self) -> list[int]:
         """Stride of each level, in pixels."""
-        return [int(stride[0]) for stride in self.head.prior_generator.strides]
+        return [int(stride[0]) for stride in self.prior_generator.strides]
 
     @property
     def priors_per_location(self) -> list[int]:
         """Number of priors at each location, for each level."""
-        return list(self.head.prior_generator.num_base_priors)
+        return list(self.prior_generator.num_base_priors)
 
     def base_anchors(self, places: Sequence[int]) -> Tensor:
         """Anchors of one location at these levels, ``(n, 4)``, of heads with several."""
-        anchors = self.head.prior_generator.base_anchors
+        anchors = self.prior_generator.base_anchors
         return torch.cat([anchors[place] for place in places]).cpu()
+
+    def outputs(self, predicted: Sequence[Any]) -> Sequence[Any]:
+        """Class logits, box predictions and perhaps more, each level by level.
+
+        Args:
+            predicted: What the head's ``forward`` returned, or what its ``loss_by_feat`` was given.
+
+        Returns:
+            Maps ``(B, A * channels, H, W)``: ``score_channels`` logits, and ``box_channels``
+            numbers that :meth:`decode` takes.
+        """
+        return predicted
+
+    def painter(self, levels: Levels, size: tuple[int, int]) -> Painter:
+        """What turns wins of the units into maps (SEL-4).
+
+        Args:
+            levels: Where the units lie.
+            size: Height and width of the batch, in pixels.
+        """
+        return levels
 
     def levels(self, sizes: Sequence[tuple[int, int]]) -> Levels:
         """Where the units of all levels lie.
@@ -113,13 +169,13 @@ class DenseFamily:
 
     def priors(self, sizes: Sequence[tuple[int, int]], like: Tensor) -> list[Tensor]:
         """Points or anchors of each level, ``(n, 2 or 4)``, of the type and device of ``like``."""
-        generator = self.head.prior_generator
+        generator = self.prior_generator
         return generator.grid_priors(sizes, dtype=like.dtype, device=like.device)
 
     def flatten(self, maps: Sequence[Tensor], channels: int) -> Tensor:
         """``(B, A * channels, H, W)`` of each level -> ``(B, N, channels)``."""
-        locations = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
-        return locations.view(len(locations), -1, channels)
+        locations = [m.flatten(2).transpose(1, 2) for m in maps]
+        return torch.cat([x.reshape(len(x), -1, channels) for x in locations], 1)
 
     def decode(self, priors: Tensor, strides: Tensor, predicted: Tensor) -> Tensor:
         """Turn box predictions into boxes.
@@ -153,12 +209,13 @@ class DenseFamily:
         """Logits ``(P, 4, bins)`` over the distances of the sides, of heads that predict them."""
         return None
 
-    def assigned(self, calls: list[Call], levels: Levels) -> Assigned:
+    def assigned(self, calls: list[Call], levels: Levels, *more: list[Call]) -> Assigned:
         """Read the targets of all levels.
 
         Args:
             calls: Calls of the method :attr:`targets`.
             levels: Where the units lie.
+            more: Calls of each of :attr:`more_targets`.
         """
         places = slice(self.labels_at, self.labels_at + 3)
         labels, weights, boxes = (torch.cat(part, 1) for part in calls[-1].output[places])
@@ -168,12 +225,31 @@ class DenseFamily:
     def tell_rows(self, own: OwnLoss, split: SplitLevels) -> Iterator[None]:
         """Tell the head's loss modules which of their rows are simple (FIT-4).
 
-        This is for a head that forms its losses level by level, in ``loss_by_feat_single``.
-
         Args:
             own: Weighs the rows of the head's loss modules; its ``row_mask`` is set.
             split: Gives simple and positive units of each level, once the head has its targets.
         """
+        if self.row_order == 'by_level':
+            with self._tell_levels(own, split):
+                yield
+            return
+
+        def join() -> tuple[Tensor, Tensor]:
+            simple, positive = zip(*split(), strict=True)
+            return self._join(simple), self._join(positive)
+
+        self.tell_joined_rows(own, join)
+        yield
+
+    def _join(self, levels: Sequence[Tensor]) -> Tensor:
+        """``(B, n)`` of each level -> flat, in the order of the head's rows."""
+        if self.row_order == 'level_first':
+            return torch.cat([level.flatten() for level in levels])
+        return torch.cat(list(levels), 1).flatten()
+
+    @contextmanager
+    def _tell_levels(self, own: OwnLoss, split: SplitLevels) -> Iterator[None]:
+        """Tell the rows of a head that forms its losses level by level."""
         level, chosen = -1, {}
 
         def count(single: Callable) -> Callable:
@@ -209,6 +285,19 @@ class DenseFamily:
             return simple if name in self.all_rows else simple[positive]
 
         own.row_mask = row_mask
+
+
+def by_level(flat: Tensor, levels: Levels) -> Tensor:
+    """``(B * N, ...)``, level after level with one image after the other -> ``(B, N, ...)``."""
+    images = len(flat) // sum(levels.sizes)
+    parts = flat.split([images * size for size in levels.sizes])
+    return torch.cat([part.unflatten(0, (images, -1)) for part in parts], 1)
+
+
+def logits_of(scores: Tensor) -> Tensor:
+    """``log(p / (1 - p))`` in full precision of scores in [0, 1], of heads that give no logits."""
+    scores = full_precision(scores).clamp(1e-12, 1 - 1e-6)
+    return scores.log() - torch.log1p(-scores)
 
 
 class DenseFamilies:
@@ -263,6 +352,10 @@ class DenseFamilies:
                 )
                 return family(head) if same else None
         return None
+
+    def __iter__(self) -> Iterator[type[DenseFamily]]:
+        """All families, in the order of their registration."""
+        return iter(self._families.values())
 
     def __str__(self) -> str:
         return ', '.join(head_type.__name__ for head_type in self._families)

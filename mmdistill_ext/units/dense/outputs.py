@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.taps import Call
+from mmdistill_ext.units.boxes import decode_safely
 from mmdistill_ext.units.dense.family import Assigned, DenseFamily
 from mmdistill_ext.units.detector_pair import IGNORED
 from mmdistill_ext.units.painters import Levels
@@ -24,7 +25,7 @@ class DenseOutputs:
     Args:
         family: How the head is read.
         places: The common levels, as indices of the head's.
-        read: Returns what the head's ``forward`` returned.
+        read: Returns what the head's ``forward`` returned, or what its loss was given.
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class DenseOutputs:
     @cached_property
     def all_outputs(self) -> Sequence[Sequence[Tensor]]:
         """Class logits, box predictions and perhaps more, each level by level."""
-        return self._read()
+        with torch.enable_grad():  # it may be asked for first where no gradient is needed
+            return self.family.outputs(self._read())
 
     @cached_property
     def all_levels(self) -> Levels:
         """Where the units of all levels lie."""
-        return self.family.levels([(x.shape[-2], x.shape[-1]) for x in self.all_outputs[0]])
+        # Not of `all_outputs`, whose graph has the same place in every step, split or not.
+        return self.family.levels([(x.shape[-2], x.shape[-1]) for x in self._maps])
 
     @cached_property
     def levels(self) -> Levels:
@@ -96,11 +99,19 @@ class DenseOutputs:
 
     def decode(self, images: Tensor, units: Tensor) -> Tensor:
         """Boxes of some units, ``(K, 4)``."""
-        return self.family.decode(*self.encoded(images, units))
+        return self.decode_encoded(*self.encoded(images, units))
+
+    def decode_encoded(self, priors: Tensor, strides: Tensor, predicted: Tensor) -> Tensor:
+        """Boxes ``(K, 4)`` of what :meth:`encoded` gave; none that overflows gets a gradient."""
+        return decode_safely(lambda x: self.family.decode(priors, strides, x), predicted)
 
     @property
     def _like(self) -> Tensor:
-        return self.all_outputs[1][0].new_zeros((), dtype=torch.float32)
+        return self._maps[0].new_zeros((), dtype=torch.float32)
+
+    @property
+    def _maps(self) -> Sequence[Tensor]:
+        return self._read()[self.family.scores_at]
 
 
 class DenseTargets:
@@ -108,14 +119,14 @@ class DenseTargets:
 
     Args:
         outputs: Name of a head, for errors -> its predictions.
-        calls: Gives the calls of the method that assigned the targets.
+        calls: Gives, by its name, the calls of a method of the head that assigned the targets.
         lead: Name of the head that assigned them; the first when not given.
     """
 
     def __init__(
         self,
         outputs: Mapping[str, DenseOutputs],
-        calls: Callable[[], list[Call]],
+        calls: Callable[[str], list[Call]],
         lead: str | None = None,
     ) -> None:
         self.outputs, self._calls = outputs, calls
@@ -124,8 +135,10 @@ class DenseTargets:
     @cached_property
     def all_assigned(self) -> Assigned:
         """The assignment for all levels of the head that made it."""
+        family = self.lead.family
+        first, *more = (self._calls(name) for name in family.taps)
         with torch.no_grad():
-            return self.lead.family.assigned(self._calls(), self.lead.all_levels)
+            return family.assigned(first, self.lead.all_levels, *more)
 
     @cached_property
     def assigned(self) -> Assigned:
@@ -139,15 +152,20 @@ class DenseTargets:
         if len(lead.levels) == len(lead.all_levels):
             return self.all_assigned
         sizes = lead.all_levels.sizes
-        return Assigned(
-            *(torch.cat(lead.common(part.split(sizes, 1)), 1) for part in self.all_assigned)
+        parts = (
+            None if part is None else torch.cat(lead.common(part.split(sizes, 1)), 1)
+            for part in self.all_assigned
         )
+        return Assigned(*parts)  # type: ignore[arg-type]  # only the last may be None
 
     @cached_property
     def index(self) -> tuple[Tensor, Tensor]:
         """Image and unit of the positive units, two of ``(P,)``."""
-        positive = self.assigned.labels < self.lead.family.num_classes
-        images, units = (self.assigned.classified & positive).nonzero(as_tuple=True)
+        boxed = self.assigned.boxed
+        if boxed is None:
+            positive = self.assigned.labels < self.lead.family.num_classes
+            boxed = self.assigned.classified & positive
+        images, units = boxed.nonzero(as_tuple=True)
         return images, units
 
     @property

@@ -13,7 +13,7 @@ from mmdistill_ext.units.dense.alike import common_levels, find_family
 from mmdistill_ext.units.dense.outputs import DenseOutputs, DenseTargets
 from mmdistill_ext.units.dense.split import DenseSplit
 from mmdistill_ext.units.dense.step import DenseStep
-from mmdistill_ext.units.detector_pair import IGNORED, DetectorPair
+from mmdistill_ext.units.detector_pair import IGNORED, DetectorPair, size_of
 
 
 class DensePair(DetectorPair):
@@ -53,9 +53,9 @@ class DensePair(DetectorPair):
         self.sigmoid = self.student.sigmoid
         self.heads = head, teacher_head
         self.student_tap = f'{head}.loss_by_feat'
-        self.targets_tap = f'{head}.{self.student.targets}'
-        self.student_taps = (self.student_tap, self.targets_tap)
+        self.student_taps = (self.student_tap, *(f'{head}.{name}' for name in self.student.taps))
         self.teacher_tap = teacher_head
+        self.teacher_training = (teacher_head,) if self.teacher.teacher_trains else ()
         self.prefix = head.replace('_head', '')
 
     @property
@@ -67,7 +67,22 @@ class DensePair(DetectorPair):
     def box_distances(self) -> tuple[str, ...]:
         """Distances that both heads allow: ``'distribution'`` if both have as many bins."""
         same = self.student.bins is not None and self.student.bins == self.teacher.bins
+        if not (self.student.has_boxes and self.teacher.has_boxes):
+            return ()
         return ('iou', 'l1', 'distribution') if same else ('iou', 'l1')
+
+    def fused_loss(self, key: str) -> None:
+        """None, because the head forms its own loss, which ``fit`` can split (FIT-4).
+
+        Raises:
+            ValueError: On ``fuse_task_loss``; on a head whose loss cannot be split.
+        """
+        if key == 'fit' and self.student.unsplit:
+            raise ValueError(
+                f'`{key}` needs a head whose loss is a sum over units: {self.student.unsplit}. '
+                f'Found {type(self.head).__name__}. It learns from a teacher by `losses` alone.'
+            )
+        super().fused_loss(key)
 
     def step(self, taps: Taps, teacher_call: Call, data_samples: list[DetDataSample]) -> DenseStep:
         """What is known of one step; the student's calls may be recorded later."""
@@ -76,15 +91,11 @@ class DensePair(DetectorPair):
         )
         teacher = DenseOutputs(self.teacher, self.teacher_levels, lambda: teacher_call.output)
         heads = {'the student': student, 'the teacher': teacher}
-        targets = DenseTargets(heads, lambda: taps.all(self.targets_tap))
+        targets = DenseTargets(heads, lambda name: taps.all(f'{self.heads[0]}.{name}'))
         return DenseStep(student, teacher, targets, data_samples)
 
     def build(self, step: DenseStep) -> Units:
         """The units, level by level as the heads give them (SEL-1)."""
-        index = step.targets.index
-        own = step.student.encoded(*index)
-        with torch.no_grad():
-            other = step.teacher.encoded(*index)
         return Units(
             student=step.student.scores,
             teacher=step.teacher.scores,
@@ -92,14 +103,22 @@ class DensePair(DetectorPair):
             ignore_index=IGNORED,
             sigmoid=self.sigmoid,
             background=self.sigmoid,
-            boxes=Boxes(
-                index=index,
-                student=self.student.decode(*own),
-                teacher=step.teacher_boxes,
-                target=step.targets.boxes,
-                scale=own[1],
-                student_distribution=self.student.distribution(own[2]),
-                teacher_distribution=self.teacher.distribution(other[2]),
-            ),
-            paint=step.student.levels,
+            boxes=self._boxes(step) if self.box_distances else None,
+            paint=self.student.painter(step.student.levels, size_of(step.samples)),
+        )
+
+    def _boxes(self, step: DenseStep) -> Boxes:
+        """Boxes of the positive units."""
+        index = step.targets.index
+        own = step.student.encoded(*index)
+        with torch.no_grad():
+            other = step.teacher.encoded(*index)
+        return Boxes(
+            index=index,
+            student=step.student.decode_encoded(*own),
+            teacher=step.teacher_boxes,
+            target=step.targets.boxes,
+            scale=own[1],
+            student_distribution=self.student.distribution(own[2]),
+            teacher_distribution=self.teacher.distribution(other[2]),
         )

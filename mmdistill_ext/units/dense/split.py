@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmdistill_ext.units.boxes import overlaps
 from mmdistill_ext.units.dense.step import DenseStep
-from mmdistill_ext.units.split.correctness import correct_images, correct_units
+from mmdistill_ext.units.split.correctness import correct_images, correct_units, seen_units
 from mmdistill_ext.units.split.head_split import HeadSplit
 
 
@@ -46,7 +46,8 @@ class DenseSplit(HeadSplit):
             return teacher.decode(torch.full_like(units, image), units)
 
         scores = teacher.confidence[..., :classes]
-        return correct_images(scores, labels, self.valid, boxes_of, self.step.truth, *limits)
+        seen = seen_units(scores, self.valid, boxes_of, self.rule.score)
+        return correct_images(seen, self.step.truth, self.rule.iou)
 
     @cached_property
     def levels(self) -> list[tuple[Tensor, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from mmdistill_ext.functional.checks import check_choice
 from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.taps import Call
 from mmdistill_ext.units.padding import padding_of
+
+if TYPE_CHECKING:
+    from mmdistill_ext.units.dense.family import DenseFamily
 
 SOURCES = ('labels', 'teacher_score')
 
@@ -33,6 +36,8 @@ class LocationWeights:
 
     Attributes:
         teacher_calls: Path in the teacher -> number of its calls that the weights need.
+        teacher_training: Paths of modules of the teacher that compute as in training, see
+            :attr:`~mmdistill_ext.units.pair.HeadPair.teacher_training`.
 
     Raises:
         ValueError: There are no such weights for these models.
@@ -41,6 +46,7 @@ class LocationWeights:
     def __init__(self, by: str | None, student: nn.Module, teacher: nn.Module, key: str) -> None:
         self.by = by
         self.teacher_calls: dict[str, int] = {}
+        self.teacher_training: tuple[str, ...] = ()
         if by is None:
             return
         check_choice(key, by, SOURCES)
@@ -49,6 +55,8 @@ class LocationWeights:
         else:
             path, self._scores = _score_maps(teacher, key)
             self.teacher_calls = {path: 1}
+            if _computes_as_in_training(getattr(teacher, path)):
+                self.teacher_training = (path,)
             self._path = path
 
     def __call__(
@@ -125,9 +133,9 @@ def _label_weights(student: BaseModel, key: str) -> Callable:
         from mmseg.models.segmentors import BaseSegmentor
 
         if isinstance(student, BaseSegmentor):
-            head: Any = student.decode_head
-            head = head[-1] if isinstance(head, nn.ModuleList) else head
-            ignored = head.ignore_index
+            from mmdistill_ext.units.pixel.head import MAIN, find_head
+
+            ignored = find_head(student, MAIN, key).logits.ignore_index
 
             def pixels(samples: list, grid: tuple, size: tuple, device: torch.device) -> Tensor:
                 labels = torch.stack([sample.gt_sem_seg.data for sample in samples])
@@ -155,23 +163,29 @@ def _label_weights(student: BaseModel, key: str) -> Callable:
 def _score_maps(teacher: nn.Module, key: str) -> tuple[str, Callable[[Call], list[Tensor]]]:
     """Path of a head with a score at each location, and how its scores are read."""
     if has_framework('mmseg'):
-        from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+        from mmseg.models.segmentors import BaseSegmentor
 
-        if isinstance(getattr(teacher, 'decode_head', None), BaseDecodeHead):
+        if isinstance(teacher, BaseSegmentor):
+            from mmdistill_ext.units.pixel.head import MAIN, find_head
+
+            found = find_head(teacher, MAIN, key)
 
             def pixels(call: Call) -> list[Tensor]:
-                logits = full_precision(call.output)
-                scores = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+                logits = full_precision(found.logits.of_output(call))
+                scores = logits.sigmoid() if found.logits.sigmoid else logits.softmax(1)
                 return [scores.amax(1, keepdim=True)]
 
-            return 'decode_head', pixels
+            return found.output, pixels
     for path in ('bbox_head', 'rpn_head'):
         head = getattr(teacher, path, None)
-        if hasattr(head, 'use_sigmoid_cls') and hasattr(head, 'prior_generator'):
+        if head is None or not hasattr(head, 'use_sigmoid_cls'):
+            continue
+        if (read := _logit_reader(head)) is not None:
 
-            def anchors(call: Call, head: Any = head) -> list[Tensor]:
+            def anchors(call: Call, head: Any = head, read: Callable = read) -> list[Tensor]:
                 channels = head.cls_out_channels
-                maps = [full_precision(x).unflatten(1, (-1, channels)) for x in call.output[0]]
+                logits = read(call.output)[0]
+                maps = [full_precision(x).unflatten(1, (-1, channels)) for x in logits]
                 if head.use_sigmoid_cls:
                     scores = [x.sigmoid() for x in maps]
                 else:
@@ -184,6 +198,29 @@ def _score_maps(teacher: nn.Module, key: str) -> tuple[str, Callable[[Call], lis
         f'a single-stage head or an RPN. Found {type(teacher).__name__}: leave it out, or take '
         "'labels'."
     )
+
+
+def _logit_reader(head: nn.Module) -> Callable[[Any], Any] | None:
+    """How the class logits of a head are read; None where there are none at each location."""
+    family = _family(head)
+    if family is not None:
+        return family.outputs
+    return (lambda outputs: outputs) if hasattr(head, 'prior_generator') else None
+
+
+def _computes_as_in_training(head: nn.Module) -> bool:
+    family = _family(head)
+    return family is not None and family.teacher_trains
+
+
+def _family(head: nn.Module) -> DenseFamily | None:
+    """What is known of a single-stage head; None for other heads."""
+    if not has_framework('mmdet'):
+        return None
+    import mmdistill_ext.units.dense.families  # noqa: F401  (registers mmdet's)
+    from mmdistill_ext.units.dense.family import DENSE_FAMILIES
+
+    return DENSE_FAMILIES.find(head)
 
 
 def _nearest(maps: list[Tensor], grid: tuple[int, int]) -> Tensor:

@@ -107,7 +107,7 @@ class FeaturePair:
     @staticmethod
     def _levels(probe: Probe, tap: Tap, patches: tuple[int, int] | None, key: str) -> list[Shape]:
         shapes = []
-        for value in read(tap, probe.of(tap, key), patches):
+        for value in _read_at_start(tap, probe.of(tap, key), patches, key):
             if value.ndim != 4 or len(value) != 1:
                 raise ValueError(
                     f'`{key}` should lead to features of each image, (B, C, H, W). Found '
@@ -184,6 +184,16 @@ class FeaturePair:
                 f"{tuple(own.shape[2:])} at '{self.tap}', {tuple(other.shape[2:])} at the "
                 f"teacher's '{self.teacher_tap}'."
             )
+
+
+def _read_at_start(
+    tap: Tap, calls: list[Call], patches: tuple[int, int] | None, key: str
+) -> list[Tensor]:
+    """As :func:`read`; errors name the config key."""
+    try:
+        return read(tap, calls, patches)
+    except ValueError as error:
+        raise ValueError(f'`{key}`: {error}') from None
 
 
 def read(tap: Tap, calls: Sequence[Call], patches: tuple[int, int] | None) -> list[Tensor]:

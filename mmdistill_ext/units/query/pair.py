@@ -1,35 +1,35 @@
-"""Units of DETR-like detectors: the queries that predict the same object (SEL-1, SEL-7)."""
+"""Units of detectors with queries: those that predict the same object (SEL-1, SEL-7)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from mmdet.models.dense_heads import DeformableDETRHead, DETRHead, DINOHead
 from mmdet.structures import DetDataSample
 from torch import Tensor, nn
 
-from mmdistill_ext.taps import Call, Taps, resolve
+from mmdistill_ext.taps import Call, Taps
 from mmdistill_ext.units.base import Units
 from mmdistill_ext.units.boxes import Boxes
 from mmdistill_ext.units.detector_pair import IGNORED, DetectorPair, size_of
 from mmdistill_ext.units.painters import BoxRegions
+from mmdistill_ext.units.query.find import check_alike, find_queries
 from mmdistill_ext.units.query.split import QuerySplit
-from mmdistill_ext.units.query.step import QueryStep, QueryTaps
-
-HEADS = (DETRHead, DeformableDETRHead, DINOHead)
-"""Heads whose matching and losses are read; subclasses must not override them."""
+from mmdistill_ext.units.query.step import QueryStep
 
 
 class QueryPair(DetectorPair):
     """Pairs the queries of student and teacher that were matched to the same object.
 
     The student's queries are matched by its own loss, the teacher's by its own assigner; both on
-    the last decoder layer. Queries without an object have no partner; they learn from labels alone.
+    the layer that they predict with. Queries without an object have no partner; they learn from
+    labels alone.
 
     Args:
-        student: The student, an mmdet DETR, Conditional, DAB or Deformable DETR, or DINO.
+        student: The student, an mmdet DETR, Conditional, DAB, Deformable or DDQ-DETR, DINO, Sparse
+            R-CNN or QueryInst.
         teacher: The teacher, any of these; the number of queries may differ.
-        head: Path of the student's head, ``'bbox_head'``.
+        head: Path of the student's head, ``'bbox_head'`` or ``'roi_head.bbox_head'``.
         teacher_head: Path of the teacher's head.
         key: The config key to name in errors.
 
@@ -38,81 +38,67 @@ class QueryPair(DetectorPair):
     """
 
     split_class = QuerySplit
-    predicts = True
 
     def __init__(
         self, student: nn.Module, teacher: nn.Module, head: str, teacher_head: str, key: str
     ) -> None:
-        self.head = _find(student, head, f'{key}.head')
-        self.teacher_head = _find(teacher, teacher_head, f'{key}.teacher_head')
-        self.sigmoid = self.head.loss_cls.use_sigmoid
-        self._check(key)
-        self.heads = head, teacher_head
-        self.student_taps = self.paths = QueryTaps.of(head)
-        self.student_tap = self.paths.loss
-        self.teacher_tap = teacher_head
-        self.prefix = head.replace('_head', '')
+        self.student = find_queries(student, head, f'{key}.head')
+        self.teacher = find_queries(teacher, teacher_head, f'{key}.teacher_head')
+        self.head = self.student.head
+        self.sigmoid = self.student.sigmoid
+        names = {
+            f"the student's {type(self.head).__name__}": self.student,
+            f"the teacher's {type(self.teacher.head).__name__}": self.teacher,
+        }
+        check_alike(names, 'Student and teacher', key)
+        self.heads = self.student.path, self.teacher.path
+        self.student_taps, self.student_tap = self.student.taps, self.student.loss_tap
+        self.teacher_tap = self.teacher.teacher_tap
+        self.predicts = self.student.predicts
+        name = self.student.path.removeprefix('roi_head.').replace('_head', '')
+        self.prefix = name.replace('.', '_')
 
-    def _check(self, key: str) -> None:
-        student, teacher = self.head, self.teacher_head
-        sigmoid = 'both sigmoid or both softmax scores: DETR pairs with DETR, the others with each '
-        for rule, own, other in (
-            ('the same `num_classes`', student.num_classes, teacher.num_classes),
-            (f'{sigmoid}other', self.sigmoid, teacher.loss_cls.use_sigmoid),
-        ):
-            if own != other:
-                raise ValueError(
-                    f'Student and teacher should have {rule} (`{key}`). Found {own} in the '
-                    f"student's {type(student).__name__}, {other} in the teacher's "
-                    f'{type(teacher).__name__}.'
-                )
+    @property
+    def label_kinds(self) -> str:
+        """Boxes, and masks where the student has a mask head: its losses are formed in one go."""
+        return 'boxes and masks' if self._needs_masks else 'boxes'
+
+    def has_labels(self, sample: dict) -> bool:
+        """Whether a sample of a data set has the boxes and masks that :meth:`gt_loss` needs."""
+        instances = sample['data_samples'].get('gt_instances', {})
+        return super().has_labels(sample) and ('masks' in instances or not self._needs_masks)
+
+    @property
+    def _needs_masks(self) -> bool:
+        return getattr(self.student.model, 'with_mask', False)
 
     def own_losses(self, call: Call) -> Mapping[str, Tensor | list[Tensor]]:
         """The head's own losses on matched queries by name, without those on denoising ones."""
-        losses = super().own_losses(call).items()
-        return {name: value for name, value in losses if 'dn_loss' not in name}
+        losses: dict[str, Any] = self.student.own_losses(call.output)
+        return {name: value for name, value in losses.items() if 'loss' in name}
 
     def step(self, taps: Taps, teacher_call: Call, data_samples: list[DetDataSample]) -> QueryStep:
         """What is known of one step; the student's calls may be recorded later."""
-        return QueryStep(taps, self.paths, self.teacher_head, teacher_call, data_samples)
+        return QueryStep(self.student, self.teacher, taps, teacher_call, data_samples)
 
     def build(self, step: QueryStep) -> Units:
         """The units, one object each (SEL-1)."""
+        compared = step.compared
         return Units(
-            student=step.pick(step.student_layer[0], step.student_queries).transpose(1, 2),
-            teacher=step.pick(step.teacher_layer[0], step.teacher_queries).transpose(1, 2),
-            labels=step.labels,
+            student=compared.logits(step.student, step.student_queries),
+            teacher=compared.logits(step.teacher, step.teacher_queries),
+            labels=compared.labels,
             ignore_index=IGNORED,
             sigmoid=self.sigmoid,
             background=self.sigmoid,
             boxes=Boxes(
-                index=step.index,
-                student=step.student_boxes,
-                teacher=step.teacher_boxes,
-                target=step.target_boxes,
-                scale=step.sizes[step.index[0]].prod(1).sqrt(),
+                index=compared.index,
+                student=compared.boxes(step.student, step.student_queries),
+                teacher=compared.boxes(step.teacher, step.teacher_queries),
+                target=compared.target_boxes,
+                scale=compared.scale,
             ),
             paint=BoxRegions(
-                size_of(step.samples), len(step.samples), step.index, step.target_boxes
+                size_of(step.samples), len(step.samples), compared.index, compared.target_boxes
             ),
         )
-
-
-def _find(model: nn.Module, path: str, key: str) -> DETRHead:
-    head, method = resolve(model, path, key)
-    same = isinstance(head, DETRHead) and method == 'forward'
-    same = same and all(
-        any(getattr(type(head), name) is getattr(base, name) for base in HEADS)
-        for name in ('loss_by_feat', 'loss_by_feat_single', 'get_targets', '_get_targets_single')
-    )
-    if not same:
-        raise ValueError(
-            f'`{key}` should lead to the head of a DETR, Deformable DETR or DINO, or to a subclass '
-            f"with their matching and loss. Found '{path}', a {type(head).__name__}."
-        )
-    if not hasattr(head, 'assigner'):
-        raise ValueError(
-            f"`{key}` should lead to a head that can match queries: the model's config should have "
-            f'`train_cfg.assigner`. Found none.'
-        )
-    return head

@@ -1,61 +1,29 @@
-"""What is known of one step of two DETRs."""
+"""What is known of one step of two detectors that predict by queries."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
 
-import torch
-from mmdet.models.dense_heads import DETRHead
 from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
-from mmengine.structures import InstanceData
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.taps import Call, Taps
 from mmdistill_ext.units.detector_pair import IGNORED, Truth, ground_truth
+from mmdistill_ext.units.query.family import Queries, QueryFamily, image_sizes, padded
 
 
-class QueryTaps(NamedTuple):
-    """Paths of the methods of the student's head whose calls are needed."""
+class Objects:
+    """The labelled objects of a batch, each part worked out when it is first asked for.
 
-    loss: str  # forms the losses of all decoder layers
-    layer: str  # forms the losses of one layer
-    match: str  # matches the queries of one layer and image
-
-    @classmethod
-    def of(cls, head: str) -> QueryTaps:
-        """Paths of the methods of the head at a path."""
-        return cls(f'{head}.loss_by_feat', f'{head}.loss_by_feat_single', f'{head}.assigner.assign')
-
-
-class QueryStep:
-    """One step of student and teacher, each part worked out when it is first asked for.
-
-    Units are labelled objects, ``(B, G)``, ``G`` the most objects of any image. ``P`` of them are
-    compared: those that both models have a query for.
+    Units are labelled objects, ``(B, G)``, ``G`` the most objects of any image.
 
     Args:
-        taps: Calls of the student's head.
-        paths: Paths of the tapped methods.
-        teacher_head: The teacher's head, which matches the teacher's queries.
-        teacher_call: Call of the teacher's head.
         samples: The batch's data samples.
     """
 
-    def __init__(
-        self,
-        taps: Taps,
-        paths: QueryTaps,
-        teacher_head: DETRHead,
-        teacher_call: Call,
-        samples: list[DetDataSample],
-    ) -> None:
-        self.taps, self.paths, self.teacher_head = taps, paths, teacher_head
-        self.teacher_outputs, self.samples = teacher_call.output, samples
+    def __init__(self, samples: list[DetDataSample]) -> None:
+        self.samples = samples
 
     @cached_property
     def truth(self) -> list[Truth]:
@@ -63,74 +31,48 @@ class QueryStep:
         return ground_truth(self.samples)
 
     @cached_property
-    def counts(self) -> list[int]:
-        """Number of objects of each image."""
-        return [len(image.classes) for image in self.truth]
-
-    @cached_property
-    def student_layer(self) -> tuple[Tensor, Tensor]:
-        """The student's scores ``(B, Q, C)`` and boxes ``(B, Q, 4)`` of the last decoder layer."""
-        return self.taps.all(self.paths.layer)[self.layers - 1].args[:2]
-
-    @cached_property
-    def layers(self) -> int:
-        """Number of the student's decoder layers; encoder proposals are matched after them."""
-        return len(self.taps[self.paths.loss].args[0])
-
-    @cached_property
-    def teacher_layer(self) -> tuple[Tensor, Tensor]:
-        """The teacher's scores ``(B, Q, C)`` and boxes ``(B, Q, 4)`` of the last decoder layer."""
-        scores, boxes = self.teacher_outputs[:2]
-        return scores[-1], boxes[-1]
-
-    @cached_property
-    def sizes(self) -> Tensor:
-        """Width and height of each image, ``(B, 2)``."""
-        sizes = [sample.metainfo['img_shape'][:2][::-1] for sample in self.samples]
-        return self.teacher_outputs[1].new_tensor(sizes, dtype=torch.float32)
-
-    @cached_property
-    def student_queries(self) -> Tensor:
-        """The student's query for each object, ``(B, G)``, -1 where there is none."""
-        images = len(self.samples)
-        calls = self.taps.all(self.paths.match)[(self.layers - 1) * images :][:images]
-        return self.of_objects([call.output.gt_inds for call in calls])
-
-    @cached_property
-    def teacher_matches(self) -> list[Tensor]:
-        """For each image the object of each teacher's query ``(Q,)``, from 1 on, 0 for none."""
-        scores, boxes = self.teacher_layer
-        boxes, matches = self.in_pixels(boxes), []
-        for image, sample in enumerate(self.samples):
-            predicted = InstanceData(scores=full_precision(scores[image]), bboxes=boxes[image])
-            match = self.teacher_head.assigner.assign(
-                pred_instances=predicted,
-                gt_instances=sample.gt_instances,
-                img_meta=sample.metainfo,
-            )
-            matches.append(match.gt_inds)
-        return matches
-
-    @cached_property
-    def teacher_queries(self) -> Tensor:
-        """The teacher's query for each object, ``(B, G)``, -1 where there is none."""
-        return self.of_objects(self.teacher_matches)
-
-    @cached_property
     def all_labels(self) -> Tensor:
         """Class of each object, ``(B, G)``, ignored beyond the objects of an image."""
-        return self.pad([image.classes for image in self.truth], IGNORED)
+        return padded([image.classes for image in self.truth], IGNORED)
 
     @cached_property
     def all_targets(self) -> Tensor:
         """Box of each object, ``(B, G, 4)``, zeros beyond the objects of an image."""
-        return self.pad([image.boxes for image in self.truth])
+        return padded([image.boxes for image in self.truth])
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """Width and height of each image, ``(B, 2)``."""
+        return image_sizes(self.samples, self.all_targets)
+
+    def queries(self, matches: Sequence[Tensor]) -> Tensor:
+        """Objects of queries, ``(Q_i,)`` each -> queries of objects, ``(B, G)``, -1 for none."""
+        queries = []
+        for objects, image in zip(matches, self.truth, strict=True):
+            none = objects.new_full((len(image.classes),), -1, dtype=objects.dtype)
+            matched = (objects > 0).nonzero().squeeze(1)
+            queries.append(none.index_put((objects[matched] - 1,), matched))
+        return padded(queries, -1)
+
+
+class Compared:
+    """The objects that all of several models have a query for: ``P`` of ``(B, G)``.
+
+    Args:
+        objects: The labelled objects.
+        queries: Queries of each object, ``(B, G)``, -1 where there is none, of each model.
+    """
+
+    def __init__(self, objects: Objects, queries: Sequence[Tensor]) -> None:
+        self.objects, self.queries = objects, queries
 
     @cached_property
     def labels(self) -> Tensor:
         """Class of each object, ``(B, G)``, ignored where one of the models has no query."""
-        both = (self.student_queries >= 0) & (self.teacher_queries >= 0)
-        return self.all_labels.where(both, IGNORED)
+        labels = self.objects.all_labels
+        for queries in self.queries:
+            labels = labels.where(queries >= 0, IGNORED)
+        return labels
 
     @cached_property
     def index(self) -> tuple[Tensor, Tensor]:
@@ -141,40 +83,72 @@ class QueryStep:
     @cached_property
     def target_boxes(self) -> Tensor:
         """Boxes of the compared objects, ``(P, 4)``."""
-        return self.all_targets[self.index]
-
-    @property
-    def student_boxes(self) -> Tensor:
-        """The student's boxes of the compared objects, ``(P, 4)``."""
-        boxes = self.pick(self.student_layer[1], self.student_queries)
-        return self.in_pixels(boxes)[self.index]
+        return self.objects.all_targets[self.index]
 
     @cached_property
-    def teacher_boxes(self) -> Tensor:
-        """The teacher's boxes of the compared objects, ``(P, 4)``."""
-        boxes = self.pick(self.teacher_layer[1], self.teacher_queries)
-        return self.in_pixels(boxes)[self.index]
+    def scale(self) -> Tensor:
+        """Size of the image of each compared object in pixels, ``(P,)``."""
+        return self.objects.sizes[self.index[0]].prod(1).sqrt()
 
-    def of_objects(self, matches: Sequence[Tensor]) -> Tensor:
-        """Objects of queries -> queries of objects, ``(B, G)``, -1 where there is none."""
-        queries = []
-        for objects, count in zip(matches, self.counts, strict=True):
-            none = objects.new_full((count,), -1, dtype=torch.long)
-            matched = (objects > 0).nonzero().squeeze(1)
-            queries.append(none.index_put((objects[matched] - 1,), matched))
-        return self.pad(queries, -1)
+    def logits(self, own: Queries, queries: Tensor) -> Tensor:
+        """Logits of the queries of all objects, ``(B, C, G)``."""
+        return pick(own.scores, queries).transpose(1, 2)
 
-    def pick(self, values: Tensor, queries: Tensor) -> Tensor:
-        """Values of queries ``(B, Q, D)`` -> of objects ``(B, G, D)``; any without a query."""
-        places = queries.clamp(min=0).unsqueeze(-1).expand(-1, -1, values.shape[-1])
-        return values.gather(1, places)
+    def boxes(self, own: Queries, queries: Tensor) -> Tensor:
+        """Boxes of the queries of the compared objects, ``(P, 4)``."""
+        return pick(own.boxes, queries)[self.index]
 
-    def in_pixels(self, normalised: Tensor) -> Tensor:
-        """Centres and sizes in [0, 1], ``(B, ..., 4)`` -> corners in pixels."""
-        # In full precision under AMP too: in half precision boxes are off by pixels.
-        boxes = bbox_cxcywh_to_xyxy(full_precision(normalised))
-        return boxes * self.sizes.repeat(1, 2).unsqueeze(1)
 
-    def pad(self, values: Sequence[Tensor], value: float = 0) -> Tensor:
-        """``(G_i, ...)`` of each image -> ``(B, G, ...)``."""
-        return pad_sequence(list(values), batch_first=True, padding_value=value)
+class QueryStep:
+    """One step of student and teacher, each part worked out when it is first asked for.
+
+    Args:
+        student: Reads the student's queries.
+        teacher: Reads the teacher's queries.
+        taps: Calls of the student's head.
+        teacher_call: Call of the teacher.
+        samples: The batch's data samples.
+    """
+
+    def __init__(
+        self,
+        student: QueryFamily,
+        teacher: QueryFamily,
+        taps: Taps,
+        teacher_call: Call,
+        samples: list[DetDataSample],
+    ) -> None:
+        self.families = student, teacher
+        self.taps, self.teacher_call, self.samples = taps, teacher_call, samples
+        self.objects = Objects(samples)
+
+    @cached_property
+    def student(self) -> Queries:
+        """The student's queries, with gradient."""
+        return self.families[0].trained(self.taps, self.samples)
+
+    @cached_property
+    def teacher(self) -> Queries:
+        """The teacher's queries."""
+        return self.families[1].predicted(self.teacher_call, self.samples)
+
+    @cached_property
+    def teacher_queries(self) -> Tensor:
+        """The teacher's query for each object, ``(B, G)``, -1 where there is none."""
+        return self.objects.queries(self.teacher.objects)
+
+    @cached_property
+    def student_queries(self) -> Tensor:
+        """The student's query for each object, ``(B, G)``, -1 where there is none."""
+        return self.objects.queries(self.student.objects)
+
+    @cached_property
+    def compared(self) -> Compared:
+        """The objects that both models have a query for."""
+        return Compared(self.objects, (self.student_queries, self.teacher_queries))
+
+
+def pick(values: Tensor, queries: Tensor) -> Tensor:
+    """Values of queries ``(B, Q, D)`` -> of objects ``(B, G, D)``; any without a query."""
+    places = queries.clamp(min=0).unsqueeze(-1).expand(-1, -1, values.shape[-1])
+    return values.gather(1, places)

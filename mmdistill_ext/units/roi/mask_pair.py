@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from mmdet.models.roi_heads.mask_heads import FCNMaskHead
-
 from mmdistill_ext.units.base import Units
 from mmdistill_ext.units.detector_pair import IGNORED, size_of
 from mmdistill_ext.units.painters import BoxRegions
 from mmdistill_ext.units.roi.head_pair import RoIHeadPair
+from mmdistill_ext.units.roi.heads import MaskHead
 from mmdistill_ext.units.roi.mask_split import MaskSplit
 from mmdistill_ext.units.roi.mask_step import MaskStep
 
@@ -19,7 +18,7 @@ class MaskPair(RoIHeadPair):
     share of its pixels, over all RoIs, that the teacher gets right, as for a segmenter.
     """
 
-    head_type = FCNMaskHead
+    head_class = MaskHead
     losses_at = 'loss_mask'
     step_class = MaskStep
     split_class = MaskSplit
@@ -46,7 +45,5 @@ class MaskPair(RoIHeadPair):
             labels=step.labels,
             ignore_index=IGNORED,
             sigmoid=True,
-            paint=BoxRegions(
-                size_of(step.samples), len(step.samples), (step.images,), step.rois[:, 1:]
-            ),
+            paint=BoxRegions(size_of(step.samples), step.count, (step.images,), step.rois[:, 1:]),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import torch
 from mmdet.structures import DetDataSample
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from mmdistill_ext.taps import Call, Taps
 from mmdistill_ext.units.roi.head import RoIHead
+from mmdistill_ext.units.roi.step import in_images
 
 
 class MaskStep:
@@ -32,8 +34,11 @@ class MaskStep:
         teacher_call: Call,
         samples: list[DetDataSample],
     ) -> None:
-        self.student, self.teacher, self.taps = student, teacher, taps
-        self.features, self.samples = teacher_call.output, samples
+        self.student: Any = student
+        self.teacher: Any = teacher
+        self.taps = taps
+        self.teacher_call, self.count = teacher_call, len(samples)
+        self.samples = samples * student.family.looks
 
     @cached_property
     def student_call(self) -> dict:
@@ -59,17 +64,26 @@ class MaskStep:
     @property
     def student_logits(self) -> Tensor:
         """The student's mask logits for the assigned classes, ``(P, 1, h, w)``."""
-        return self._of_class(self.student.head, self.student_call['mask_preds'])
+        call = self.student_call
+        return masks_of(self.student.head, call['mask_preds'], call['sampling_results'])
 
     @cached_property
+    @torch.no_grad()
     def teacher_logits(self) -> Tensor:
         """The teacher's mask logits for the assigned classes, ``(P, 1, h, w)``, at its own size."""
-        masks = self.teacher.run('_mask_forward', self.features, self.rois)['mask_preds']
-        return self._of_class(self.teacher.head, masks)
+        masks = self.teacher.run(self.teacher_call, in_images(self.rois, self.count))['mask_preds']
+        return masks_of(self.teacher.head, masks, self.student_call['sampling_results'])
 
-    def _of_class(self, head: nn.Module, masks: Tensor) -> Tensor:
-        results = self.student_call['sampling_results']
-        classes = torch.cat([result.pos_gt_labels for result in results])
-        if head.class_agnostic:
-            classes = torch.zeros_like(classes)
-        return masks[torch.arange(len(masks), device=masks.device), classes].unsqueeze(1)
+
+def masks_of(head: nn.Module, masks: Tensor, sampling_results: list) -> Tensor:
+    """Masks of the assigned classes, ``(P, 1, h, w)``.
+
+    Args:
+        head: The head that predicted them.
+        masks: ``(P, C, h, w)``.
+        sampling_results: Of each image.
+    """
+    classes = torch.cat([result.pos_gt_labels for result in sampling_results])
+    if head.class_agnostic:
+        classes = torch.zeros_like(classes)
+    return masks[torch.arange(len(masks), device=masks.device), classes].unsqueeze(1)

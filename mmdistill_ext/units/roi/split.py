@@ -18,7 +18,11 @@ from mmdistill_ext.units.split.head_split import HeadSplit
 
 
 class RoISplit(HeadSplit):
-    """Splits the loss by RoIs, or by images (FIT-3, FIT-4)."""
+    """Splits the loss by RoIs, or by images (FIT-3, FIT-4).
+
+    RoIs are the student's, among them the labels' own boxes. Images are judged by what the teacher
+    detects in them by itself.
+    """
 
     step: RoIStep
 
@@ -34,7 +38,7 @@ class RoISplit(HeadSplit):
             return None
         every = torch.arange(len(step.flat_labels), device=step.flat_labels.device)
         flat = self.simple[step.place(every)]
-        return flat if name == 'loss_cls' else flat[step.positive]
+        return flat if name in step.student.reader.all_rows else flat[step.positive]
 
     @property
     def valid(self) -> Tensor:
@@ -45,17 +49,14 @@ class RoISplit(HeadSplit):
     @torch.no_grad()
     def right(self) -> Tensor:
         """What the teacher has right: units ``(B, N)`` or images ``(B,)``, bool."""
-        step, limits = self.step, (self.rule.iou, self.rule.score)
-        outputs, count = step.teacher_outputs, step.student.head.num_classes
-        scores = step.pad(full_precision(outputs['cls_score']).softmax(-1))
-        if self.rule.by == 'unit':
-            ious = overlaps(step.teacher_boxes, step.target_boxes)
-            right = correct_units(scores, step.labels, count, step.index, ious, *limits)
-            return right & self.valid
-        starts = [0, *torch.tensor(step.counts).cumsum(0).tolist()]
-
-        def boxes_of(image: int, units: Tensor, classes: Tensor) -> Tensor:
-            return step.decode(step.teacher, outputs['bbox_pred'], units + starts[image], classes)
-
-        scores = scores[..., :count]
-        return correct_images(scores, step.labels, self.valid, boxes_of, step.truth, *limits)
+        step, rule = self.step, self.rule
+        if rule.by == 'image':
+            samples = step.samples[: step.images]
+            seen = step.teacher.detect(step.teacher_call, samples, rule.score)
+            looks = len(step.samples) // step.images
+            return correct_images(seen * looks, step.truth, rule.iou)
+        count = step.student.head.num_classes
+        scores = full_precision(step.teacher_logits).softmax(1).transpose(1, 2)
+        ious = overlaps(step.teacher_boxes, step.target_boxes)
+        right = correct_units(scores, step.labels, count, step.index, ious, rule.iou, rule.score)
+        return right & self.valid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from mmdet.structures.bbox import bbox_overlaps
@@ -44,46 +45,62 @@ def correct_units(
     return right.index_put(index, right[index] & (ious >= iou))
 
 
-def correct_images(
+class Detections(NamedTuple):
+    """What a teacher sees in one image."""
+
+    boxes: Tensor  # (K, 4)
+    classes: Tensor  # (K,)
+
+
+def seen_units(
     confidence: Tensor,
-    labels: Tensor,
     valid: Tensor,
     boxes_of: Callable[[int, Tensor, Tensor], Tensor],
-    truth: Sequence[tuple[Tensor, Tensor, Tensor]],
-    iou: float,
     score: float,
-) -> Tensor:
-    """Images on which the teacher finds every object and nothing else (FIT-3).
-
-    A unit predicts its likeliest class. An object is found when a unit predicts its class with a
-    score above ``score`` and a box that overlaps the object. A unit is spurious when its score is
-    above ``score``, it is background in the student's assignment, its box overlaps no object of
-    the predicted class and it lies in no ignored box (a crowd). Duplicates are not suppressed
-    before.
+) -> list[Detections]:
+    """The units of each image that see an object; a unit predicts its likeliest class.
 
     Args:
         confidence: ``(B, N, C)``, the teacher's scores in [0, 1] of the object classes.
-        labels: ``(B, N)``, ``C`` for background.
-        valid: ``(B, N)`` bool; other units neither find an object nor are spurious.
+        valid: ``(B, N)`` bool; other units see nothing.
         boxes_of: Gives the teacher's boxes ``(K, 4)`` of units ``(image, (K,), classes (K,))``.
+        score: Score above which the teacher sees an object, in [0, 1).
+    """
+    best, likeliest = confidence.max(-1)
+    seen = (best > score) & valid
+    detections = []
+    for image in range(len(confidence)):
+        units = seen[image].nonzero().squeeze(1)
+        classes = likeliest[image, units]
+        detections.append(Detections(boxes_of(image, units, classes), classes))
+    return detections
+
+
+def correct_images(
+    detections: Sequence[Detections],
+    truth: Sequence[tuple[Tensor, Tensor, Tensor]],
+    iou: float,
+) -> Tensor:
+    """Images on which the teacher finds every object and nothing else (FIT-3).
+
+    An object is found by a detection of its class that overlaps it. Every detection has to find an
+    object, one that others have found too, or lie in an ignored box (a crowd); which units the
+    student assigns to objects is of no account.
+
+    Args:
+        detections: What the teacher sees in each image. Duplicates do no harm.
         truth: Boxes ``(G, 4)``, classes ``(G,)`` and ignored boxes ``(I, 4)`` of each image.
         iou: IoU from which on a box overlaps an object, in (0, 1].
-        score: Score above which the teacher sees an object, in [0, 1).
 
     Returns:
         ``(B,)`` bool.
     """
-    best, likeliest = confidence.max(-1)
-    seen = (best > score) & valid
     right = []
-    for image, (objects, classes, ignored) in enumerate(truth):
-        units = seen[image].nonzero().squeeze(1)
-        predicted = likeliest[image, units]
-        boxes = boxes_of(image, units, predicted).float()
-        overlaps = bbox_overlaps(boxes, objects.float())
-        hits = (overlaps >= iou) & (predicted[:, None] == classes)
+    for (boxes, predicted), (objects, classes, ignored) in zip(detections, truth, strict=True):
+        boxes = boxes.float()
+        hits = bbox_overlaps(boxes, objects.float()) >= iou
+        hits = hits & (predicted[:, None] == classes)
         inside = bbox_overlaps(boxes, ignored.float(), mode='iof') >= iou
         known = hits.any(1) | inside.any(1)
-        spurious = (labels[image, units] == confidence.shape[-1]) & ~known
-        right.append(hits.any(0).all() & ~spurious.any())
-    return torch.stack(right) if right else seen.any(1)
+        right.append(hits.any(0).all() & known.all())
+    return torch.stack(right) if right else torch.zeros(0, dtype=torch.bool)

@@ -31,7 +31,7 @@ class OwnLoss:
     """Weights the rows of a head's loss modules by ``F(x)`` where they are hard (FIT-4).
 
     Args:
-        head: The head; its children ``loss_*`` are its loss modules.
+        head: The head; its children ``*loss_*`` are its loss modules.
         hard_weight: ``F(x)``, >= 0.
 
     Attributes:
@@ -56,7 +56,8 @@ class OwnLoss:
     def _wrap(self, name: str, module: nn.Module) -> Callable:
         def wrap(forward: Callable) -> Callable:
             def weighed(pred: Tensor, target: Target, *args: Any, **kwargs: Any) -> Tensor:
-                simple = self.row_mask(name)
+                rows_only = kwargs.get('reduction_override') == 'none'  # no loss yet
+                simple = None if rows_only else self.row_mask(name)
                 if simple is None:
                     return forward(pred, target, *args, **kwargs)
                 whole = self.hard_weight == 1  # then the module's own sum, to the bit
@@ -130,8 +131,15 @@ def row_losses(
 
 
 def loss_modules(head: nn.Module) -> dict[str, nn.Module]:
-    """The loss modules of a head, by name."""
-    return {name: child for name, child in head.named_children() if name.startswith('loss_')}
+    """The loss modules of a head, by name, such as ``'loss_cls'`` and TOOD's initial one.
+
+    A child without a ``forward``, such as DDQ's losses of dense queries, has modules of its own.
+    """
+    return {
+        name: child
+        for name, child in head.named_children()
+        if 'loss_' in name and type(child).forward is not nn.Module.forward
+    }
 
 
 def check_loss_modules(head: nn.Module, key: str) -> None:

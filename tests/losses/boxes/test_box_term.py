@@ -231,6 +231,58 @@ def test_bad_boxes_of_other_units_do_not_spread(kind, bad, who):
         assert torch.equal(own[chosen], other[chosen])
 
 
+BAD_BOXES = {
+    'nan': [math.nan] * 4,
+    'infinite': [-math.inf, -math.inf, math.inf, math.inf],
+    'one side': [0.0, 0.0, 30.0, math.inf],
+    'area overflows': [-1e25, -1e25, 1e25, 1e25],
+}
+ABSURD = dict(BAD_BOXES, absurd=[-2e5, -2e5, 2e5, 2e5])
+
+
+@pytest.mark.parametrize('kind', DISTANCES)
+@pytest.mark.parametrize(
+    ('who', 'name'),
+    [*(('teacher', name) for name in ABSURD), *(('student', name) for name in BAD_BOXES)],
+)
+def test_a_unit_whose_box_overflows_takes_no_part(kind, who, name):
+    boxes = make().boxes
+    others, term = some(boxes), BoxTerm(distance=kind)
+    values = getattr(boxes, who).detach().clone()
+    values[~others] = torch.tensor(ABSURD[name])
+    spoilt = replace(boxes, **{who: values.requires_grad_(who == 'student')})
+    found, expected = term(spoilt, every(boxes)), term(boxes, others)
+    assert torch.equal(found, expected)
+    found = gradients(found.sum(), spoilt)
+    for own, other in zip(found, gradients(expected.sum(), boxes), strict=True):
+        torch.testing.assert_close(own, other)
+
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf])
+@pytest.mark.parametrize('name', DISTRIBUTIONS)
+def test_a_unit_whose_distribution_is_not_finite_takes_no_part(name, bad):
+    boxes = make().boxes
+    others, term = some(boxes), BoxTerm(distance='distribution')
+    values = getattr(boxes, name).detach().clone()
+    values[~others, 2, 1] = bad
+    found = term(replace(boxes, **{name: values}), every(boxes))
+    assert torch.equal(found, term(boxes, others))
+
+
+@pytest.mark.parametrize('together', [False, True])
+@pytest.mark.parametrize('name', ABSURD)
+def test_a_teachers_box_that_overflows_never_wins(name, together):
+    units = make()
+    bad = torch.tensor(ABSURD[name]).expand_as(units.boxes.teacher)
+    worst = replace(units.boxes, teacher=units.boxes.target + 1e4)  # overlaps nothing
+    spoilt = replace(units.boxes, teacher=bad)
+    assert (box_ious(spoilt)[1] == 0).all()
+    loss = SelectiveLoss(together=together, average='positive', box=dict(distance='l1'))
+    found, expected = (loss(replace(units, boxes=x)) for x in (spoilt, worst))
+    assert torch.equal(found['loss'], expected['loss'])
+    assert found['loss_box'] == 0
+
+
 def test_ious_with_the_assigned_boxes():
     boxes = make().boxes
     student, teacher = box_ious(boxes)

@@ -1,5 +1,8 @@
 """Running commands that need each other."""
 
+import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -77,6 +80,17 @@ def test_finished_steps_are_not_run_again(run, tmp_path: Path, capsys: pytest.Ca
     assert '[second] finished before' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('text', ['', '{"command"', '7', '[]', '{}', '{"seconds": "a"}'])
+def test_a_step_with_a_damaged_record_is_run_again(run, tmp_path: Path, text: str):
+    run(CHAIN[0])
+    (tmp_path / 'steps/first.json').write_text(text)
+    run(CHAIN[0])
+    assert notes(tmp_path) == ['one', 'one']
+    run(CHAIN[0])
+    assert notes(tmp_path) == ['one', 'one']
+    assert [path.name for path in (tmp_path / 'steps').iterdir()] == ['first.json']
+
+
 def test_a_change_runs_what_follows_again(run, tmp_path: Path):
     run(*CHAIN)
     run(('first', note('new'), []), CHAIN[1])
@@ -124,3 +138,33 @@ def test_progress_is_shown_and_all_output_kept(run, tmp_path: Path, capsys: pyte
     assert '[train a] Iter(train) [1/2]' in shown
     assert '\nchatter' not in shown
     assert 'chatter' in (tmp_path / 'logs/train_a.log').read_text()
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='Linux tells a process that its parent died')
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGKILL'])
+def test_a_killed_demo_leaves_no_training_running(name, tmp_path: Path):
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT / 'tools/demo')!r})
+from pathlib import Path
+from steps import Step, run_steps
+train = 'import os, time; print("Iter(train)", os.getpid(), flush=True); time.sleep(60)'
+run_steps([Step('train', [sys.executable, '-c', train], [])], Path({str(tmp_path)!r}), '', 1)
+"""
+    demo = subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, text=True)
+    shown = [demo.stdout.readline() for _ in range(2)]
+    training = int(shown[1].split()[-1])
+    demo.send_signal(getattr(signal, name))
+    demo.wait()
+    demo.stdout.close()
+    for _ in range(100):
+        if not is_running(training):
+            return
+        time.sleep(0.05)
+    os.kill(training, signal.SIGKILL)
+    pytest.fail('the training outlived the demo')
+
+
+def is_running(process: int) -> bool:
+    state = Path(f'/proc/{process}/stat')
+    return state.exists() and state.read_text().split()[2] != 'Z'

@@ -3,9 +3,11 @@ import torch
 from mmengine.structures import PixelData
 
 from mmdistill_ext.distillers.build import build_model
+from mmdistill_ext.distillers.tapped_forward import tapped_forward
+from mmdistill_ext.isolation import training_flags
 from mmdistill_ext.taps import Taps
 from mmdistill_ext.units.features.location_weights import LocationWeights, touched_cells
-from tests import tiny_det, tiny_seg, tiny_zoo
+from tests import tiny_dense, tiny_det, tiny_seg, tiny_zoo
 
 SIZE = (64, 96)
 
@@ -120,6 +122,27 @@ def test_scores_of_a_detector_are_those_of_the_nearest_level(softmax):
     scores = scores.softmax(2)[:, :, :3] if softmax else scores.sigmoid()
     found = weights(torch.zeros(3, 5, 4, 6), samples, SIZE, recorded)
     torch.testing.assert_close(found, scores.amax((1, 2)).unsqueeze(1))
+
+
+@pytest.mark.parametrize('name', ['tood', 'autoassign', 'sabl', 'guided', 'reppoints'])
+def test_scores_of_a_detector_are_those_that_it_predicts_with(name):
+    """TOOD gives no logits, AutoAssign's classes count with the objectness."""
+    detector = tiny_det.build(tiny_dense.FAMILIES[name](), 0).eval()
+    inputs, samples = tiny_det.batch(detector)
+    for sample in samples:
+        sample.set_metainfo(dict(img_shape=SIZE))
+    weights = LocationWeights('teacher_score', detector, detector, 'k')
+    trains = name == 'reppoints'
+    assert weights.teacher_training == (('bbox_head',) if trains else ())
+    with training_flags([detector.bbox_head] if trains else []):
+        recorded = tapped_forward(detector, inputs, samples, {'bbox_head': 1})
+    output = recorded['bbox_head'][0].output
+    scores = output[0][1]  # stride 16
+    scores = scores if name == 'tood' else scores.sigmoid()
+    if name == 'autoassign':
+        scores = scores * output[2][1].sigmoid()
+    found = weights(torch.zeros(3, 5, 4, 6), samples, SIZE, recorded)
+    torch.testing.assert_close(found, scores.amax(1, keepdim=True), rtol=1e-4, atol=1e-6)
 
 
 def test_scores_of_a_two_stage_detector_are_its_rpns():

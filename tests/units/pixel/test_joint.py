@@ -108,7 +108,7 @@ def test_heads_that_differ_are_refused(one, other, message):
         JointPixels(dict(one=build(**one), same=build(**one), other=build(**other)))
 
 
-def test_a_cascade_is_refused():
+def test_a_cascade_is_joined_by_its_last_stage():
     cfg = tiny_seg.model(8)
     head = cfg['decode_head']
     cfg.update(type='CascadeEncoderDecoder', num_stages=2)
@@ -117,9 +117,16 @@ def test_a_cascade_is_refused():
         dict(head, type='OCRHead', ocr_channels=8),
     ]
     cfg['decode_head'][1].pop('num_convs')
-    cascade = build_model(cfg)
-    with pytest.raises(ValueError, match=r'`students.b`.*per-pixel head.*ModuleList'):
-        JointPixels(dict(a=build(), b=cascade))
+    networks = dict(a=build(), b=build_model(cfg).train())
+    joint = JointPixels(networks)
+    inputs, samples = batch()
+    assert joint.taps('b') == ('decode_head.1.loss_by_feat',)
+    units = joint(tapped(joint, networks, inputs, samples), dict.fromkeys(networks, samples))
+    for part in networks['b'].modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.momentum = 0.0
+    expected = networks['b'](inputs, mode='tensor')
+    torch.testing.assert_close(units.logits[1], expected)
 
 
 @pytest.mark.parametrize('weights', [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.5, 1.5, -1.0]])

@@ -3,7 +3,12 @@ import itertools
 import pytest
 import torch
 
-from mmdistill_ext.units.split.correctness import correct_images, correct_units
+from mmdistill_ext.units.split.correctness import (
+    Detections,
+    correct_images,
+    correct_units,
+    seen_units,
+)
 
 CLASSES, UNITS = 3, 12
 RULES = list(itertools.product([0.3, 0.5, 1.0], [0.0, 0.3, 0.8]))
@@ -63,7 +68,7 @@ def unit_is_right(confidence, label, box, target, iou, score):
     return all(value <= score for value in confidence)
 
 
-def image_is_right(confidence, labels, valid, boxes, truth, iou, score):
+def image_is_right(confidence, valid, boxes, truth, iou, score):
     """FIT-3, for one image: every object is found, and nothing else is seen."""
     objects = list(zip(truth[0].tolist(), truth[1].tolist(), strict=True))
     found = set()
@@ -80,7 +85,7 @@ def image_is_right(confidence, labels, valid, boxes, truth, iou, score):
         inside = any(
             share_inside(boxes[unit].tolist(), crowd) >= iou for crowd in truth[2].tolist()
         )
-        if not hits and not inside and labels[unit] == BACKGROUND:
+        if not hits and not inside:
             return False
     return len(found) == len(objects)
 
@@ -116,11 +121,10 @@ def test_units_follow_the_rule_one_by_one(iou, score, softmax):
 def test_images_follow_the_rule_one_by_one(iou, score):
     results = []
     for seed in range(12):
-        confidence, labels, valid, boxes, truth = make(seed)
-        found = correct_images(
-            confidence, labels, valid, lambda i, units, _, b=boxes: b[i][units], truth, iou, score
-        )
-        parts = zip(confidence, labels, valid, boxes, truth, strict=True)
+        confidence, _, valid, boxes, truth = make(seed)
+        seen = seen_units(confidence, valid, lambda i, units, _, b=boxes: b[i][units], score)
+        found = correct_images(seen, truth, iou)
+        parts = zip(confidence, valid, boxes, truth, strict=True)
         expected = [image_is_right(*part, iou, score) for part in parts]
         assert found.tolist() == expected
         results.append(found)
@@ -131,14 +135,14 @@ def test_images_follow_the_rule_one_by_one(iou, score):
 
 
 def test_boxes_are_asked_for_the_seen_units_and_their_classes_alone():
-    confidence, labels, valid, boxes, truth = make(0)
+    confidence, _, valid, boxes, _ = make(0)
     asked = []
 
     def boxes_of(image, units, classes):
         asked.append((image, units.tolist(), classes.tolist()))
         return boxes[image][units]
 
-    correct_images(confidence, labels, valid, boxes_of, truth, 0.5, 0.3)
+    seen_units(confidence, valid, boxes_of, 0.3)
     best, kinds = confidence.max(-1)
     for image, units, classes in asked:
         seen = ((best[image] > 0.3) & valid[image]).nonzero().flatten()
@@ -151,18 +155,12 @@ def test_boxes_are_asked_for_the_seen_units_and_their_classes_alone():
 def test_an_image_without_objects_is_right_when_nothing_is_seen(seen):
     confidence = torch.full((1, UNITS, CLASSES), 0.1)
     confidence[0, 3, 1] = 0.9 if seen else 0.1
-    labels = torch.full((1, UNITS), BACKGROUND)
     truth = [(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))]
     boxes = torch.tensor([0.0, 0.0, 9.0, 9.0]).expand(UNITS, 4)
     for valid in (True, False):
+        units = torch.full((1, UNITS), valid)
         found = correct_images(
-            confidence,
-            labels,
-            torch.full((1, UNITS), valid),
-            lambda image, units, _: boxes[units],
-            truth,
-            0.5,
-            0.3,
+            seen_units(confidence, units, lambda image, units, _: boxes[units], 0.3), truth, 0.5
         )
         assert found.tolist() == [not (seen and valid)]
 
@@ -178,9 +176,30 @@ def test_values_that_are_no_numbers_are_not_right():
     assert not found.any()
 
 
+OBJECT = [10.0, 10.0, 50.0, 50.0]
+NEAR, FAR = [12.0, 10.0, 52.0, 50.0], [60.0, 60.0, 90.0, 90.0]
+
+
+@pytest.mark.parametrize(
+    ('boxes', 'classes', 'right'),
+    [
+        ([NEAR], [1], True),
+        ([NEAR, OBJECT, NEAR], [1, 1, 1], True),  # duplicates
+        ([NEAR], [2], False),
+        ([FAR], [1], False),
+        ([NEAR, FAR], [1, 1], False),
+        ([NEAR, NEAR], [1, 2], False),  # on the object, of another class
+        ([NEAR, [30.0, 10.0, 70.0, 50.0]], [1, 1], False),  # beside the object
+        ([], [], False),
+    ],
+)
+def test_each_detection_has_to_find_an_object(boxes, classes, right):
+    seen = Detections(torch.tensor(boxes).reshape(-1, 4), torch.tensor(classes, dtype=torch.long))
+    truth = (torch.tensor([OBJECT]), torch.tensor([1]), torch.zeros(0, 4))
+    assert correct_images([seen], [truth], 0.5).tolist() == [right]
+
+
 def test_no_images_at_all():
     empty = torch.zeros(0, UNITS)
-    found = correct_images(
-        torch.zeros(0, UNITS, CLASSES), empty.long(), empty.bool(), None, [], 0.5, 0.3
-    )
-    assert found.shape == (0,)
+    seen = seen_units(torch.zeros(0, UNITS, CLASSES), empty.bool(), None, 0.3)
+    assert correct_images(seen, [], 0.5).shape == (0,)

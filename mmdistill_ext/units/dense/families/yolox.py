@@ -1,16 +1,14 @@
 """YOLOX (https://arxiv.org/abs/2107.08430)."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from mmdet.models.dense_heads import YOLOXHead
 from torch import Tensor
 
 from mmdistill_ext.taps import Call
-from mmdistill_ext.units.dense.family import DENSE_FAMILIES, Assigned, DenseFamily, SplitLevels
+from mmdistill_ext.units.dense.family import DENSE_FAMILIES, Assigned, DenseFamily
 from mmdistill_ext.units.painters import Levels
-from mmdistill_ext.units.split.own_loss import OwnLoss
 
 
 @DENSE_FAMILIES.register(YOLOXHead)
@@ -24,13 +22,14 @@ class YOLOX(DenseFamily):
     targets_are_boxes = True
     knows_background = False
     all_rows = ('loss_obj',)
+    row_order = 'image_first'
 
     def decode(self, priors: Tensor, strides: Tensor, predicted: Tensor) -> Tensor:
         """Boxes ``(P, 4)``, decoded by the head."""
         points = torch.cat((priors[:, :2], strides[:, None].expand(-1, 2)), 1)
         return self.head._bbox_decode(points, predicted[None])[0]
 
-    def assigned(self, calls: list[Call], levels: Levels) -> Assigned:
+    def assigned(self, calls: list[Call], levels: Levels, *more: list[Call]) -> Assigned:
         """Read the targets: one call per image, with classes and boxes of its positive points."""
         positive = torch.stack([call.output[0] for call in calls])
         classes, boxes = (torch.cat([call.output[place] for call in calls]) for place in (1, 3))
@@ -45,15 +44,3 @@ class YOLOX(DenseFamily):
     def confidence(self, outputs: Sequence[Sequence[Tensor]], scores: Tensor) -> Tensor:
         """Class score times objectness, ``(B, N, C)``: a class alone means nothing elsewhere."""
         return super().confidence(outputs, scores) * self.flatten(outputs[2], 1).sigmoid()
-
-    @contextmanager
-    def tell_rows(self, own: OwnLoss, split: SplitLevels) -> Iterator[None]:
-        """Tell the rows of all levels: image after image, each with one level after the other."""
-
-        def join() -> tuple[Tensor, Tensor]:
-            parts = zip(*split(), strict=True)
-            simple, positive = (torch.cat(levels, 1).flatten() for levels in parts)
-            return simple, positive
-
-        self.tell_joined_rows(own, join)
-        yield

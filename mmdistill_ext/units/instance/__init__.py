@@ -1,0 +1,1 @@
+"""Masks of detectors that predict one for each of their locations, without RoIs."""

@@ -1,0 +1,1 @@
+"""Queries of MaskFormers, each with a class and a mask."""
