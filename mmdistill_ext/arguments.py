@@ -18,6 +18,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 Checked = TypeVar('Checked', bound=Callable)
 
+CHECKED = 'checks_arguments'
+"""Attribute of functions that check their arguments already."""
 NAMES: dict[Any, str] = {
     bool: 'True or False',
     int: 'an integer',
@@ -55,8 +57,8 @@ def check_calls(call: Checked, key_of: Callable[[str], str] = lambda name: '') -
 
 
 def _checked(function: Any, key_of: Callable[..., str | None]) -> Any:
-    if hasattr(function, '__wrapped__'):
-        return function  # checked already
+    if getattr(function, CHECKED, False):
+        return function
     parameters = list(inspect.signature(function).parameters)
 
     @wraps(function)
@@ -67,6 +69,7 @@ def _checked(function: Any, key_of: Callable[..., str | None]) -> Any:
             check_arguments(function, {**positional, **kwargs}, key)
         return function(*args, **kwargs)
 
+    setattr(checked, CHECKED, True)
     return checked
 
 

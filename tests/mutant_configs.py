@@ -1,5 +1,6 @@
 """Fourteen valid configs, one per way to use this package, each of which trains in a second."""
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ DET_HOOKS = (
     dict(type=HOOK('TeacherShareHook'), interval=1),
     dict(type=HOOK('BoxComparisonHook'), interval=1, max_images=1, score_thr=0.3),
 )
-FIT_HOOK = dict(type=HOOK('FitHook'), interval=1, batches=1, window=2, begin=0, check_labels=2)
+FIT_HOOK = dict(type=HOOK('FitHook'), interval=1, batches=2, window=2, begin=0, check_labels=2)
 BOX = dict(weight=1.0, distance='iou')
 CONV = dict(type='Conv1x1', bias=True)
 TIMES = dict(weight=1.0, begin=0, warmup=2, stop=2)
@@ -149,7 +150,8 @@ def collaborative(folder: Folder) -> Config:
     second = dict(type='MinLoss', per='unit')
     cfg = _collaborate(folder, second, kl=kl, second_weight=1.0, sequential_backward=False)
     cfg.optim_wrapper = tiny_collaboration.PER_NETWORK
-    cfg.train_dataloader.dataset.pipeline.insert(-1, tiny_collaboration.VIEWS)
+    views = copy.deepcopy(tiny_collaboration.VIEWS)
+    tiny_collaboration.add_views(cfg.train_dataloader.dataset.pipeline, views)
     return cfg
 
 

@@ -160,7 +160,7 @@ def test_what_frameworks_set_to_none_is_no_argument():
     cfg.pretrained = cfg.train_cfg = None
     build_model(cfg)
     cfg.pretrained = 'a.pth'
-    with pytest.raises(TypeError, match='pretrained'):
+    with pytest.raises(ValueError, match='`pretrained` should be an argument'):
         build_model(cfg)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from mmdistill_ext.arguments import CHECKED, check_calls
 from mmdistill_ext.registry import MODELS
 
 INNER_MODELS: dict[str, str] = {}
@@ -36,10 +37,13 @@ def register_extension(name: str, inner: str) -> Callable:
     """
 
     def register(build: Callable) -> Callable:
+        checked = check_calls(build)
+
         @wraps(build)
         def build_extension(*args: Any, **kwargs: Any) -> nn.Module:
-            return build(*args, **without_nones(kwargs))
+            return checked(*args, **without_nones(kwargs))
 
+        setattr(build_extension, CHECKED, True)  # above, without what is None
         INNER_MODELS[name] = inner
         return MODELS.register_module(name)(build_extension)
 

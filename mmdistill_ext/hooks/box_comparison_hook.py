@@ -16,6 +16,7 @@ from mmengine.structures import InstanceData
 
 from mmdistill_ext.compat import require_framework
 from mmdistill_ext.dataset_configs import follow_pipeline, plain_datasets
+from mmdistill_ext.error_keys import errors_of_part
 from mmdistill_ext.functional.checks import given
 from mmdistill_ext.hooks.common import unwrapped_model
 from mmdistill_ext.hooks.pictures import Pictures
@@ -89,6 +90,9 @@ class BoxComparisonHook(Hook):
         dataset = runner.val_dataloader.dataset
         for part in plain_datasets(dataset):
             check_samples(part)
+        batch = runner.val_dataloader.collate_fn([dataset[0]])
+        with isolated_rng(), errors_of_part('teacher.model'):  # fails now if it ever does
+            predict_as_teacher(unwrapped_model(runner), batch)
         self.visualizer = DetLocalVisualizer()  # not by get_instance, so it is in no registry
         self.visualizer.dataset_meta = getattr(dataset, 'metainfo', {})
 

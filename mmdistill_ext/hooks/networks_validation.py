@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmdistill_ext.distillers.collaborative import CollaborativeDistiller
+from mmdistill_ext.error_keys import errors_of_modules
 from mmdistill_ext.functional.add_up import add_up
 from mmdistill_ext.isolation import eval_mode, isolated_rng
 from mmdistill_ext.round_loader import RoundLoader, build_labelled_loader, held_out_loader_cfg
@@ -71,7 +72,9 @@ class HeldOutErrors:
         self.loader: RoundLoader = build_labelled_loader(
             cfg, batches, runner.seed, key, has_labels=model.has_labels, measured='errors'
         )
-        with isolated_rng(), eval_mode(model):  # fails now rather than at the first validation
+        networks = {f'students.{name}': network for name, network in model.students.items()}
+        # Fails now rather than at the first validation.
+        with isolated_rng(), eval_mode(model), errors_of_modules(networks):
             model.error_correlation(self.loader.collate_fn([self.loader.dataset[0]]))
 
     def measure(self, runner: Runner) -> Tensor:
