@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmdet.models.dense_heads import EmbeddingRPNHead
 from mmdet.registry import MODELS as MMDET
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
@@ -83,7 +84,7 @@ class Stock(NamedTuple):
         return self.config.split('/')[-1].removesuffix('.py')
 
 
-HOURGLASS = dict(channels=(256, 256), strides=(4, 4))
+HOURGLASS = dict(channels=(256, 256), strides=(4, 4), size=64)  # corner pooling is slow
 SSD = dict(channels=(512, 1024), strides=(8, 16), size=300)
 SEMANTIC = {'roi_head.semantic_head.num_classes': 5}
 RELAY = {'roi_head.feat_relay_head.in_channels': 64}
@@ -328,6 +329,9 @@ def set_what_is_left(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith('level_embed') or not parameter.isfinite().all():
             nn.init.normal_(parameter, std=0.1)
+    for part in model.modules():
+        if isinstance(part, EmbeddingRPNHead):  # whose boxes would have no area
+            part.init_weights()
 
 
 def teacher(stock: Stock) -> dict:

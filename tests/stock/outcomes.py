@@ -183,8 +183,8 @@ def check(stock: Stock, said: dict[str, str]) -> None:
         losses.update(kd=dict(**KD, **box), sel=dict(**SEL))
         terms += ['kd', *(['kd_box'] if box else [])]
     if said['masks'] == 'yes':
-        losses['mask'] = dict(**KD, head=mask_head_of(detectors.build(stock)))
-        terms.append('mask')
+        losses['pixels'] = dict(**KD, head=mask_head_of(detectors.build(stock)))
+        terms.append('pixels')
     if said['features'] == 'yes':
         losses.update(FEATURES)
         terms.append('cwd')
