@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from string import ascii_uppercase
 
+LETTERS = ascii_uppercase
 PAGE = Path(__file__).resolve().parents[2] / 'docs/coverage.md'
 INTRO = (
     '# What distils\n\n'
@@ -35,21 +37,30 @@ def main() -> None:
 
 
 def _section(title: str, rows: list[dict[str, str]]) -> str:
-    """A table; what is neither yes nor short is said below it, by number."""
+    """A table; what is neither yes nor short is said below it, by number or by letter."""
     reasons: list[str] = []
+    groups: list[str] = []
     lines = [f'## {title.capitalize()}', '', _line(rows[0]), _line(['---'] * len(rows[0]))]
     for row in rows:
         cells = []
         for column, text in row.items():
-            if column in ('config', 'head', 'learns from', 'note') or len(text) < 10:
+            if column == 'learns from' and len(text) > 80:
+                cells.append(f'group {LETTERS[_place(text, groups)]}')
+            elif column in ('config', 'head', 'learns from', 'note') or len(text) < 10:
                 cells.append(text)
-                continue
-            if text not in reasons:
-                reasons.append(text)
-            cells.append(f'no ({reasons.index(text) + 1})')
+            else:
+                cells.append(f'no ({_place(text, reasons) + 1})')
         lines.append(_line(cells))
+    lettered = (f'- Group {LETTERS[place]}: {text}.' for place, text in enumerate(groups))
     numbered = (f'{place}. {text}' for place, text in enumerate(reasons, 1))
-    return '\n'.join([*lines, '', *numbered, ''])
+    return '\n'.join([*lines, '', *lettered, '', *numbered, ''])
+
+
+def _place(text: str, known: list[str]) -> int:
+    """Where a text stands in a list, to which it is added if it is new."""
+    if text not in known:
+        known.append(text)
+    return known.index(text)
 
 
 def _line(cells: object) -> str:
