@@ -54,7 +54,7 @@ def tapped_forward(
         try:
             _forward(model, inputs, data_samples)
         except Exception:
-            if to_the_end or not all(taps.all(path) for path in paths):
+            if to_the_end or not all(_is_over(taps.all(path)) for path in paths):
                 raise
     calls = {path: taps.all(path) for path in paths}
     taps.clear()
@@ -66,6 +66,11 @@ def tapped_forward(
         calls |= {path: taps.all(path) for path in later}
         taps.clear()
     return {path: calls[path] for path in wanted}
+
+
+def _is_over(calls: list[Call]) -> bool:
+    """Whether something was called, and the last call has returned."""
+    return bool(calls) and calls[-1].output is not None
 
 
 def features_in_training(model: nn.Module) -> AbstractContextManager:

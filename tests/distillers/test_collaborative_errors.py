@@ -1,15 +1,12 @@
 import math
 
 import pytest
-import torch
 
 from mmdistill_ext.distillers import CollaborativeDistiller
 from tests import tiny_det
 from tests.tiny_networks import (
     MIN_LOSS,
     detectors,
-    distiller,
-    seg_batch,
     segmenter,
     segmenters,
 )
@@ -124,16 +121,3 @@ def test_values_that_are_impossible(options, message):
 def test_a_shift_is_refused_for_detectors():
     with pytest.raises(ValueError, match='`second.shift` should be False for sigmoid heads'):
         CollaborativeDistiller(detectors('atss gfl'), dict(type='MinLogit'))
-
-
-def test_images_padded_to_different_sizes_are_refused():
-    students = segmenters()
-    students['b']['data_preprocessor']['size'] = (64, 64)
-    model = distiller(students)
-    data = dict(
-        inputs=[torch.zeros(3, 32, 40, dtype=torch.uint8) for _ in range(2)],
-        data_samples=seg_batch()[1],
-    )
-    message = r"one size.*Found labels \(2, 32, 40\) for 'a', \(2, 64, 64\) for 'b'"
-    with pytest.raises(ValueError, match=message):
-        model(**model.data_preprocessor(data, True), mode='loss')

@@ -255,7 +255,7 @@ def test_fusing_is_refused(teachers):
         (dict(KD, box=dict(distance='distribution')), "one of iou, l1 .*'distribution'"),
         (dict(SEL, difference='ce'), "sigmoid head. Found 'ce'"),
         (dict(KD, class_weight=[1.0] * 3), 'hold 4 weights'),
-        (dict(KD, box=dict(sides=4)), '`losses.kd`.*sides'),
+        (dict(KD, box=dict(sides=4)), '`losses.kd.box.sides`'),
         (dict(KD, head='decode_head'), "`losses.kd.head`.*'decode_head'"),
         (dict(KD, teacher_head='rpn_head'), "`losses.kd.teacher_head`.*'rpn_head'"),
     ],

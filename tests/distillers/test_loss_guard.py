@@ -118,7 +118,7 @@ def test_a_sum_that_overflows_is_named():
 
 def test_without_an_active_term(data, tmp_path):
     cfg = config(data, tmp_path, {})
-    cfg.model.losses.sel.begin = 100
+    cfg.model.losses.sel.begin = 3  # after the bad iteration
     ends(cfg, "nan in 'decode.loss_ce'")
 
 
@@ -227,7 +227,7 @@ def test_a_step_that_is_left_out_does_not_count_for_the_fitting_error(data, tmp_
 
 @pytest.mark.parametrize('limit', [0, 1.5, True, None])
 def test_an_impossible_limit(limit):
-    with pytest.raises(ValueError, match=f'should be an integer >= 1. Found {limit}'):
+    with pytest.raises(ValueError, match=f'limit` should be an integer.* Found {limit}'):
         SkipNonFiniteHook(limit)
 
 

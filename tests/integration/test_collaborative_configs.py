@@ -14,10 +14,10 @@ from tests import tiny_det
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'collaborative'
 SMALL = {
-    'col_fpn-fcn_600_digit-scenes-96x96.py': ('fpn', 'fcn'),
-    'col_fpn-fcn_r18-w16_1200_camvid-192x256.py': ('fpn', 'fcn'),
-    'col_fpn-fcn-pspnet_r18-w16_1200_camvid-192x256.py': ('fpn', 'fcn', 'psp'),
-    'col_gfl-atss_r18-w16_8e_bccd-320x240.py': ('gfl', 'atss'),
+    'col_fpn-fcn_600_digit-scenes-96x96.py': ('fcn', 'fpn'),
+    'col_fpn-fcn_r18-w16_1200_camvid-192x256.py': ('fcn', 'fpn'),
+    'col_fpn-fcn-pspnet_r18-w16_1200_camvid-192x256.py': ('fcn', 'fpn', 'psp'),
+    'col_gfl-atss_r18-w16_8e_bccd-320x240.py': ('atss', 'gfl'),
 }
 LARGE = {  # tried with the others of their data
     'col_gfl-atss_r18_1x_coco.py',
