@@ -71,6 +71,7 @@ def distil(
     path = folder / f'{seeds[1]}.pth'
     torch.save(dict(state_dict=build(teacher, seeds[1]).state_dict()), path)
     model = build_teacher_student(cfg, dict(model=teacher, checkpoint=str(path)), losses)
+    model.distillation.start()  # the next model's teacher has the same file
     model.load_state_dict(build(cfg, seeds[0]).state_dict())
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -388,6 +388,7 @@ def distil(
     """Build a student in training mode, with a teacher."""
     path = save_weights(folder, teacher, seeds[1])
     model = build_teacher_student(cfg, dict(model=teacher, checkpoint=path), losses)
+    model.distillation.start()  # the next model's teacher has the same file
     model.load_state_dict(build(cfg, seeds[0]).state_dict())
     MessageHub.get_current_instance().update_info('iter', 0)  # BoxInst asks for it
     return train(model)

@@ -260,6 +260,7 @@ def distil(
     model = build_teacher_student(
         parts[0], dict(model=parts[1], checkpoint=str(path)), losses, fit=fit
     )
+    model.distillation.start()  # the next model's teacher has the same file
     model.load_state_dict(calm(build(cfg, seeds[0])).state_dict())
     for module in model.modules():
         if isinstance(module, nn.Dropout):

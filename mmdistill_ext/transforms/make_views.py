@@ -34,7 +34,9 @@ class MakeViews:
             than the look.
     """
 
-    def __init__(self, views: dict[str, list[dict]], pack: dict | Callable | None = None) -> None:
+    def __init__(
+        self, views: dict[str, list[dict | Callable]], pack: dict | Callable | None = None
+    ) -> None:
         if not isinstance(views, dict) or len(views) < 2:
             raise ValueError(
                 '`MakeViews.views` should name the transforms of two networks or more, e.g. '

@@ -65,6 +65,7 @@ class Case:
         cfg, teacher = family(), family(8 if same else 16)
         path = tiny_det.save_weights(folder / 'teacher.pth', teacher, seeds[1])
         model = build_teacher_student(cfg, dict(model=teacher, checkpoint=path), self.losses)
+        model.distillation.start()  # the next model's teacher has the same file
         model.load_state_dict(tiny_det.build(cfg, seeds[0]).state_dict())
         return model.train()
 
