@@ -77,6 +77,7 @@ class Stock(NamedTuple):
     strides: tuple[int, ...] | None = None
     changes: dict | None = None  # dotted key -> value
     size: int = SIZE
+    priors: bool = False  # its classes need the bias that `init_weights` gives
 
     @property
     def name(self) -> str:
@@ -109,7 +110,7 @@ STOCK = (
     Stock('ghm/retinanet_r50_fpn_ghm-1x_coco.py'),
     Stock('efficientnet/retinanet_effb3_fpn_8xb4-crop896-1x_coco.py', (48, 136, 384)),
     Stock('free_anchor/freeanchor_r50_fpn_1x_coco.py'),
-    Stock('guided_anchoring/ga-retinanet_r50-caffe_fpn_1x_coco.py'),
+    Stock('guided_anchoring/ga-retinanet_r50-caffe_fpn_1x_coco.py', priors=True),
     Stock('pisa/retinanet-r50_fpn_pisa_1x_coco.py'),
     Stock('sabl/sabl-retinanet_r50_fpn_1x_coco.py'),
     Stock('fsaf/fsaf_r50_fpn_1x_coco.py'),
@@ -129,7 +130,7 @@ STOCK = (
     Stock('centernet/centernet-update_r50_fpn_8xb8-amp-lsj-200e_coco.py'),
     Stock('yolof/yolof_r50-c5_8xb8-1x_coco.py', (2048,)),
     Stock('yolo/yolov3_d53_8xb8-320-273e_coco.py', DARK),
-    Stock('yolox/yolox_s_8xb8-300e_coco.py', (128, 256, 512)),
+    Stock('yolox/yolox_s_8xb8-300e_coco.py', (128, 256, 512), priors=True),
     Stock('rtmdet/rtmdet_s_8xb32-300e_coco.py', (128, 256, 512)),
     Stock('ssd/ssd300_coco.py', **SSD),
     Stock('pisa/ssd300_pisa_coco.py', **SSD),
@@ -320,12 +321,14 @@ def build(stock: Stock, width: int = 1, seed: int = 0) -> nn.Module:
     """The shrunk model, with the weights that PyTorch gives it."""
     torch.manual_seed(seed)
     model = build_model(config(stock, width))
-    set_what_is_left(model)
+    set_what_is_left(model, stock)
     return model
 
 
-def set_what_is_left(model: nn.Module) -> None:
+def set_what_is_left(model: nn.Module, stock: Stock) -> None:
     """Draw what models leave as memory happened to be, until `init_weights`, which takes long."""
+    if stock.priors:
+        model.init_weights()
     for name, parameter in model.named_parameters():
         if name.endswith('level_embed') or not parameter.isfinite().all():
             nn.init.normal_(parameter, std=0.1)

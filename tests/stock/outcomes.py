@@ -38,7 +38,7 @@ def distil(stock: Stock, losses: dict, **options: object) -> nn.Module:
     model = build_teacher_student(
         detectors.config(stock), detectors.teacher(stock), losses, **options
     )
-    detectors.set_what_is_left(model)
+    detectors.set_what_is_left(model, stock)
     return model
 
 
@@ -149,7 +149,7 @@ def together(stock: Stock) -> str:
         torch.manual_seed(0)
         students = dict(a=detectors.config(stock), b=detectors.config(stock, 2))
         model = CollaborativeDistiller(students, second=dict(type='MinLoss'))
-        detectors.set_what_is_left(model)
+        detectors.set_what_is_left(model, stock)
         losses = detectors.losses_of(model, stock)
         model.parse_losses(losses)[0].backward()
         assert any(name.startswith('a/loss_kl') for name in losses), sorted(losses)

@@ -153,10 +153,14 @@ def distilled(
 ) -> nn.Module:
     """Return the student of a config with such losses; by default the teacher is a wider one."""
     torch.manual_seed(0)
-    trained = dict(model=config(teacher or name, wide=True), pretrained=True)
+    model = dict(type=trained, name=teacher or name)
     rule = dict(function=dict(type='ConstantFit', c=0.5), split='unit') if fit else None
     with mock.patch.object(probe, 'SIZE', size_of(name)):
-        return _ready(build_teacher_student(config(name), trained, losses, fit=rule))
+        return _ready(
+            build_teacher_student(
+                config(name), dict(model=model, pretrained=True), losses, fit=rule
+            )
+        )
 
 
 def together(name: str) -> nn.Module:
@@ -244,12 +248,15 @@ def pairs_with(name: str, built: dict[str, nn.Module]) -> str:
 
 def _ready(model: nn.Module) -> nn.Module:
     """In training mode, with values for what mmseg leaves to a checkpoint."""
-    distillation = getattr(model, 'distillation', None)
-    for part in [model, distillation.teacher] if distillation else [model]:
-        for path, parameter in part.named_parameters():
-            if path.endswith(('text_encoder.positional_embedding', 'text_projection')):
-                nn.init.normal_(parameter, std=0.1)
+    for path, parameter in model.named_parameters():
+        if path.endswith(('text_encoder.positional_embedding', 'text_projection')):
+            nn.init.normal_(parameter, std=0.1)
     return model.train()
+
+
+def trained(name: str) -> nn.Module:
+    """Stands for a model that comes with its weights, a wider one."""
+    return build(name, wide=True)
 
 
 @cache

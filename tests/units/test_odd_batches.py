@@ -1,5 +1,7 @@
 """Batches that real data has now and then: losses and gradients stay finite on every head."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -70,6 +72,11 @@ def trained(request, tmp_path_factory):
     return request.param, build(request.param, tmp_path_factory.mktemp('teacher'))
 
 
+def split_of(name, by):
+    """How FIT splits; not at all where it is refused."""
+    return None if name in tiny_dense.WHOLE else by
+
+
 def assert_finite(step):
     assert all(torch.tensor(value).isfinite() for value in step.logged.values()), step.logged
     gradients = {name: x for name, x in step.gradients.items() if x is not None}
@@ -81,9 +88,7 @@ def assert_finite(step):
 @pytest.mark.parametrize('by', [None, 'unit', 'image'])
 def test_losses_and_gradients_are_finite(trained, by, images):
     name, model = trained
-    if by and name in tiny_dense.WHOLE:
-        by = None  # FIT is refused
-    tiny_zoo.set_fit(model, by, 0.5)
+    tiny_zoo.set_fit(model, split_of(name, by), 0.5)
     assert_finite(tiny_zoo.step(model, batch(model, images, masks=name in tiny_zoo.ROI)))
 
 
@@ -110,13 +115,17 @@ def scale_boxes(model, factor):
 @pytest.mark.parametrize('by', [None, 'unit', 'image'])
 def test_a_teacher_whose_boxes_overflow(trained, by):
     name, model = trained
-    tiny_zoo.set_fit(model, by, 0.5)
+    tiny_zoo.set_fit(model, split_of(name, by), 0.5)
+    refused = nullcontext()
+    if name.startswith('vfnet'):  # looks for its classes where its boxes are
+        refused = pytest.raises(ValueError, match='a teacher should give finite numbers')
     teacher = model.distillation.teacher.model
     weights = {key: value.clone() for key, value in teacher.state_dict().items()}
     scale_boxes(teacher, 1e4)
     try:
         data = batch(model, BATCHES['images of two sizes'], masks=name in tiny_zoo.ROI)
-        assert_finite(tiny_zoo.step(model, data))
+        with refused:
+            assert_finite(tiny_zoo.step(model, data))
     finally:
         teacher.load_state_dict(weights)
 
