@@ -14,7 +14,7 @@ INTRO = (
     'One stock config for each kind of head that MMSegmentation and MMDetection ship, shrunk, with '
     'a teacher of the same kind and another width, for one training step of everything named in '
     'the columns. `python -m tests.stock.coverage` runs them and writes this page; the tests run '
-    'them again and compare.\n\n'
+    'them again, for detectors all but the column **together**, and compare.\n\n'
     '- **classes**, **boxes**, **masks**, **pixels**: `KDLoss` and `SelectiveLoss` on the head '
     'that predicts, `KDLoss` with `box=...`, and on the mask head;\n'
     "- **fit**: FIT, the head's own loss split by unit;\n"
