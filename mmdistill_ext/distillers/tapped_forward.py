@@ -53,7 +53,7 @@ def tapped_forward(
     with _all_locations(model), Taps(model, paths, stop_after=stop) as taps:
         try:
             _forward(model, inputs, data_samples)
-        except Exception:
+        except Exception:  # whatever a head answers to what it does not take
             if to_the_end or not all(_is_over(taps.all(path)) for path in paths):
                 raise
     calls = {path: taps.all(path) for path in paths}

@@ -8,16 +8,15 @@ from torch import Tensor
 
 from mmdistill_ext.taps import Call
 from mmdistill_ext.units.base import Painter
-from mmdistill_ext.units.dense.family import DENSE_FAMILIES, Assigned, DenseFamily
+from mmdistill_ext.units.dense.families.heatmaps import Heatmaps
+from mmdistill_ext.units.dense.family import DENSE_FAMILIES, Assigned
 from mmdistill_ext.units.painters import Levels, Stretched
 
-STRIDE = 4
-"""Pixels of the image per pixel of the heatmaps, about."""
 CORNERS = ('topleft_heatmap', 'bottomright_heatmap')
 
 
 @DENSE_FAMILIES.register(CornerHead)
-class Corners(DenseFamily):
+class Corners(Heatmaps):
     """Pixels of two heatmaps, of top left and of bottom right corners, and no boxes.
 
     Heatmaps are those of the last of the stacked networks, which the head predicts with. A pixel
@@ -26,24 +25,7 @@ class Corners(DenseFamily):
     """
 
     loss_methods = ('get_targets', 'loss_by_feat', 'loss_by_feat_single')
-    needs_assigner = False
     has_boxes = False
-    unsplit = 'this one compares each pixel with a heatmap of every class'
-
-    @property
-    def sigmoid(self) -> bool:
-        """The classes are independent sigmoids."""
-        return True
-
-    @property
-    def score_channels(self) -> int:
-        """One score per class."""
-        return self.num_classes
-
-    @property
-    def strides(self) -> list[int]:
-        """Stride of the only level, in pixels."""
-        return [STRIDE]
 
     @property
     def priors_per_location(self) -> list[int]:

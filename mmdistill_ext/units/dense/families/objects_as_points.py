@@ -9,17 +9,16 @@ from torch import Tensor
 
 from mmdistill_ext.functional.precision import full_precision
 from mmdistill_ext.taps import Call
-from mmdistill_ext.units.dense.family import DENSE_FAMILIES, Assigned, DenseFamily
+from mmdistill_ext.units.dense.families.heatmaps import STRIDE, Heatmaps
+from mmdistill_ext.units.dense.family import DENSE_FAMILIES, Assigned
 from mmdistill_ext.units.painters import Levels
 
-STRIDE = 4
-"""Pixels of the image per pixel of the heatmaps."""
 SMALLEST = 1e-6
 """Scores below this, or as near to 1, have no gradient."""
 
 
 @DENSE_FAMILIES.register(CenterNetHead)
-class CenterNet(DenseFamily):
+class CenterNet(Heatmaps):
     """Pixels of the heatmaps; offset of the centre and size, in pixels of the heatmaps.
 
     A pixel where an object has its centre is positive, with the class of that object; all others
@@ -27,23 +26,6 @@ class CenterNet(DenseFamily):
     """
 
     loss_methods = ('get_targets', 'loss_by_feat')
-    needs_assigner = False
-    unsplit = 'this one compares each pixel with a heatmap of every class'
-
-    @property
-    def sigmoid(self) -> bool:
-        """The classes are independent sigmoids."""
-        return True
-
-    @property
-    def score_channels(self) -> int:
-        """One score per class."""
-        return self.num_classes
-
-    @property
-    def strides(self) -> list[int]:
-        """Stride of the only level, in pixels."""
-        return [STRIDE]
 
     @property
     def priors_per_location(self) -> list[int]:
