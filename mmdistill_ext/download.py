@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,8 @@ from urllib.request import Request, urlopen
 import torch
 from mmengine.logging import print_log
 
-try:
+if sys.platform != 'win32':
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 URL_SCHEMES = ('http://', 'https://')
 TIMEOUT = 60  # seconds without an answer
@@ -103,7 +102,7 @@ def _fetch(url: str, path: Path, digest: str) -> None:
 def _one_process(folder: Path) -> Iterator[None]:
     """Let one process of this machine download; the others wait and find the file."""
     with open(folder / '.lock', 'w') as lock:
-        if fcntl is not None:
+        if sys.platform != 'win32':
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
